@@ -1,0 +1,1 @@
+//! Inducer attention for candle.
