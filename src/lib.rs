@@ -1,1 +1,4 @@
 //! Inducer attention.
+
+pub mod dropout;
+pub mod reference;
