@@ -101,10 +101,7 @@ impl KeepMask {
     /// finite [`scale`](Self::scale).
     pub fn new(p: f32, seed: u64) -> Self {
         let threshold = ((1.0 - f64::from(p)) * 65536.0).round().clamp(1.0, 65536.0) as u32;
-        Self {
-            threshold: threshold.max(1),
-            key: [seed as u32, (seed >> 32) as u32],
-        }
+        Self { threshold: threshold.max(1), key: [seed as u32, (seed >> 32) as u32] }
     }
 
     /// An entry is kept iff its 16 bits are below this number, which lies in `[1, 65536]`.
@@ -141,13 +138,7 @@ impl KeepMask {
     ///
     /// An entry is kept iff it is below [`threshold`](Self::threshold).
     #[inline]
-    pub const fn group(
-        &self,
-        stream: Stream,
-        head: u32,
-        row_group: u32,
-        column_group: u32,
-    ) -> [u16; 8] {
+    pub const fn group(&self, stream: Stream, head: u32, row_group: u32, column_group: u32) -> [u16; 8] {
         let [a, b, c, d] = philox4x32_10([column_group, row_group, head, stream as u32], self.key);
         [
             a as u16,
@@ -165,8 +156,7 @@ impl KeepMask {
         let column_group = (column / 16) * 4 + (column % 8) / 2;
         let row_group = (row / 16) * 8 + row % 8;
         let entry = (row / 8 % 2) * 4 + (column / 8 % 2) * 2 + column % 2;
-        u32::from(self.group(stream, head, row_group, column_group)[entry as usize])
-            < self.threshold
+        u32::from(self.group(stream, head, row_group, column_group)[entry as usize]) < self.threshold
     }
 }
 
@@ -179,16 +169,8 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 4],
-                [u32::MAX; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -256,9 +238,7 @@ mod tests {
     /// Seed (both halves), head, stream and row all change the mask; the rate is p̂ within five standard deviations.
     #[test]
     fn masks_differ_and_have_the_rate() {
-        let bits = |mask: KeepMask, head, row| {
-            (0..512).map(move |column| mask.keep_real(head, row, column))
-        };
+        let bits = |mask: KeepMask, head, row| (0..512).map(move |column| mask.keep_real(head, row, column));
         let mask = KeepMask::new(0.5, 1);
         let base: Vec<bool> = bits(mask, 0, 0).collect();
         for other in [
@@ -266,9 +246,7 @@ mod tests {
             bits(KeepMask::new(0.5, 1 | 1 << 32), 0, 0).collect(),
             bits(mask, 1, 0).collect(),
             bits(mask, 0, 1).collect(),
-            (0..512)
-                .map(|column| mask.keep_prefix(0, 0, column))
-                .collect(),
+            (0..512).map(|column| mask.keep_prefix(0, 0, column)).collect(),
             (0..512).map(|row| mask.keep_lambda(0, row)).collect(),
         ] {
             let agreeing = base.iter().zip(&other).filter(|(a, b)| a == b).count();
@@ -276,12 +254,7 @@ mod tests {
         }
         let mask = KeepMask::new(0.1, 11);
         let kept = (0..200).flat_map(|row| (0..200).map(move |column| (row, column)));
-        let kept = kept
-            .filter(|&(row, column)| mask.keep_real(5, row, column))
-            .count() as f64;
-        assert!(
-            (kept - 36_000.0).abs() < 5.0 * (40_000.0_f64 * 0.9 * 0.1).sqrt(),
-            "{kept} of 40000 kept"
-        );
+        let kept = kept.filter(|&(row, column)| mask.keep_real(5, row, column)).count() as f64;
+        assert!((kept - 36_000.0).abs() < 5.0 * (40_000.0_f64 * 0.9 * 0.1).sqrt(), "{kept} of 40000 kept");
     }
 }

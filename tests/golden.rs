@@ -4,8 +4,8 @@
 //! the upstream gradients `grad.o` (and `grad.extended`), and the gradients of every input by automatic differentiation.
 
 use inducer_attention::reference::{
-    Activation, Adapter, Down, Inducer, OutputGradients, Problem, Tensor, Up, VirtualKey,
-    VirtualValue, backward, extended_backward, extended_forward, forward,
+    Activation, Adapter, Down, Inducer, OutputGradients, Problem, Tensor, Up, VirtualKey, VirtualValue,
+    backward, extended_backward, extended_forward, forward,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -26,12 +26,8 @@ struct Case {
 impl Case {
     fn load(name: &str) -> Self {
         let (_, metadata) = SafeTensors::read_metadata(FIXTURE).expect("the fixture's header");
-        let descriptions = metadata
-            .metadata()
-            .as_ref()
-            .expect("the fixture's metadata");
-        let description =
-            serde_json::from_str(&descriptions[name]).expect("the case's description");
+        let descriptions = metadata.metadata().as_ref().expect("the fixture's metadata");
+        let description = serde_json::from_str(&descriptions[name]).expect("the case's description");
         let file = SafeTensors::deserialize(FIXTURE).expect("the fixture");
         let mut tensors = BTreeMap::new();
         for (key, view) in file.tensors() {
@@ -39,29 +35,17 @@ impl Case {
                 && case == name
             {
                 assert_eq!(view.dtype(), Dtype::F64);
-                let (bytes, []) = view.data().as_chunks::<8>() else {
-                    panic!("whole f64 elements")
-                };
-                let data = bytes
-                    .iter()
-                    .map(|&bytes| f64::from_le_bytes(bytes))
-                    .collect();
+                let (bytes, []) = view.data().as_chunks::<8>() else { panic!("whole f64 elements") };
+                let data = bytes.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
                 tensors.insert(tensor.to_owned(), Tensor::new(view.shape(), data));
             }
         }
-        Self {
-            description,
-            tensors,
-            used: BTreeSet::new(),
-        }
+        Self { description, tensors, used: BTreeSet::new() }
     }
 
     fn take(&mut self, name: &str) -> Tensor {
         self.used.insert(name.to_owned());
-        self.tensors
-            .get(name)
-            .unwrap_or_else(|| panic!("the fixture has no {name}"))
-            .clone()
+        self.tensors.get(name).unwrap_or_else(|| panic!("the fixture has no {name}")).clone()
     }
 
     fn down(&mut self, part: &str) -> Down {
@@ -77,10 +61,7 @@ impl Case {
             weight: self.take(&format!("{part}.up_weight")),
             bias: self.take(&format!("{part}.up_bias")),
         };
-        Adapter {
-            down: self.down(part),
-            up,
-        }
+        Adapter { down: self.down(part), up }
     }
 
     fn problem(&mut self) -> Problem {
@@ -103,9 +84,7 @@ impl Case {
                 Some("extended") => VirtualValue::Extended(self.down("value")),
                 other => panic!("virtual value {other:?}"),
             },
-            adaptive_length: description["adaptive_length"]
-                .as_bool()
-                .expect("adaptive_length"),
+            adaptive_length: description["adaptive_length"].as_bool().expect("adaptive_length"),
             positions: None,
         });
         problem
@@ -125,11 +104,7 @@ fn check(name: &str) {
     let output = forward(&problem);
     case.assert_agrees("o", &output.o);
 
-    let mut upstream = OutputGradients {
-        o: case.take("grad.o"),
-        lse: None,
-        u: None,
-    };
+    let mut upstream = OutputGradients { o: case.take("grad.o"), lse: None, u: None };
     if let Some(u) = &output.u {
         let (weight, bias) = (case.take("value.up_weight"), case.take("value.up_bias"));
         case.assert_agrees("extended", &extended_forward(u, &weight, &bias));
@@ -141,15 +116,8 @@ fn check(name: &str) {
     for (name, gradient) in backward(&problem, &upstream).named() {
         case.assert_agrees(&format!("grad.{name}"), gradient);
     }
-    let unused: Vec<_> = case
-        .tensors
-        .keys()
-        .filter(|name| !case.used.contains(*name))
-        .collect();
-    assert!(
-        unused.is_empty(),
-        "the fixture's {unused:?} were not compared"
-    );
+    let unused: Vec<_> = case.tensors.keys().filter(|name| !case.used.contains(*name)).collect();
+    assert!(unused.is_empty(), "the fixture's {unused:?} were not compared");
 }
 
 macro_rules! cases {

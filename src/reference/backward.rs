@@ -67,9 +67,7 @@ impl Gradients {
             ("value.up_weight", self.value_up_weight.as_ref()),
             ("value.up_bias", self.value_up_bias.as_ref()),
         ];
-        all.into_iter()
-            .filter_map(|(name, tensor)| Some((name, tensor?)))
-            .collect()
+        all.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))).collect()
     }
 
     fn zeros(problem: &Problem) -> Self {
@@ -77,9 +75,7 @@ impl Gradients {
         let inducer = problem.inducer.as_ref();
         let (key_adapter, logit) = match inducer.map(|inducer| &inducer.key) {
             Some(VirtualKey::Residual(adapter)) => (Some(adapter), None),
-            Some(VirtualKey::LogitPerHead(logit) | VirtualKey::LogitPerToken(logit)) => {
-                (None, Some(logit))
-            }
+            Some(VirtualKey::LogitPerHead(logit) | VirtualKey::LogitPerToken(logit)) => (None, Some(logit)),
             Some(VirtualKey::Query) | None => (None, None),
         };
         let (value_down, value_up) = match inducer.map(|inducer| &inducer.value) {
@@ -116,18 +112,14 @@ impl Gradients {
 /// missing where it should not be.
 pub fn backward(problem: &Problem, upstream: &OutputGradients) -> Gradients {
     problem.assert_consistent();
-    let &[batch, heads, queries, _] = &problem.q.shape[..] else {
-        unreachable!("Q has four dimensions")
-    };
+    let &[batch, heads, queries, _] = &problem.q.shape[..] else { unreachable!("Q has four dimensions") };
     assert_eq!(upstream.o.shape, problem.q.shape, "dO");
     if let Some(lse) = &upstream.lse {
         assert_eq!(lse.shape, [batch, heads, queries], "dLSE");
     }
     assert_eq!(
         upstream.u.as_ref().map(|u| u.shape.clone()),
-        problem
-            .extended_rank()
-            .map(|rank| vec![batch, queries, heads, rank]),
+        problem.extended_rank().map(|rank| vec![batch, queries, heads, rank]),
         "dU"
     );
     let mut gradients = Gradients::zeros(problem);
@@ -173,11 +165,8 @@ fn backward_row(
                 d_lambda += token.keep * dot(d_o, &token.delta) - dot(d_o, &row.attn);
             }
             VirtualValue::Extended(_) => {
-                let d_u = upstream
-                    .u
-                    .as_ref()
-                    .expect("dU is there where the value is extended")
-                    .row([b, n, head]);
+                let d_u =
+                    upstream.u.as_ref().expect("dU is there where the value is extended").row([b, n, head]);
                 d_lambda += token.keep * dot(d_u, &token.value_hidden);
             }
         }
@@ -185,45 +174,19 @@ fn backward_row(
         let dropped_lambda = token.keep * token.lambda;
         match &inducer.value {
             VirtualValue::Zero => {}
-            VirtualValue::Residual(Adapter { down, up })
-            | VirtualValue::Direct(Adapter { down, up }) => {
+            VirtualValue::Residual(Adapter { down, up }) | VirtualValue::Direct(Adapter { down, up }) => {
                 let d_delta = scaled(dropped_lambda, d_o);
                 let gradient = half(&mut gradients.value_up_weight, &mut gradients.value_up_bias);
                 let d_hidden = backward_up(up, gradient, head, &token.value_hidden, &d_delta);
-                let gradient = half(
-                    &mut gradients.value_down_weight,
-                    &mut gradients.value_down_bias,
-                );
-                backward_down(
-                    down,
-                    gradient,
-                    head,
-                    q,
-                    &token.value_hidden,
-                    &d_hidden,
-                    &mut d_q,
-                );
+                let gradient = half(&mut gradients.value_down_weight, &mut gradients.value_down_bias);
+                backward_down(down, gradient, head, q, &token.value_hidden, &d_hidden, &mut d_q);
             }
             VirtualValue::Extended(down) => {
-                let d_u = upstream
-                    .u
-                    .as_ref()
-                    .expect("dU is there where the value is extended")
-                    .row([b, n, head]);
+                let d_u =
+                    upstream.u.as_ref().expect("dU is there where the value is extended").row([b, n, head]);
                 let d_hidden = scaled(dropped_lambda, d_u);
-                let gradient = half(
-                    &mut gradients.value_down_weight,
-                    &mut gradients.value_down_bias,
-                );
-                backward_down(
-                    down,
-                    gradient,
-                    head,
-                    q,
-                    &token.value_hidden,
-                    &d_hidden,
-                    &mut d_q,
-                );
+                let gradient = half(&mut gradients.value_down_weight, &mut gradients.value_down_bias);
+                backward_down(down, gradient, head, q, &token.value_hidden, &d_hidden, &mut d_q);
             }
         }
         // λ = sigmoid(s0 − lse).
@@ -233,16 +196,10 @@ fn backward_row(
         let d_key = scaled(token.scale * d_s0, q);
         match &inducer.key {
             VirtualKey::LogitPerHead(_) => {
-                gradients
-                    .logit
-                    .as_mut()
-                    .expect("a given logit has a gradient")[[head]] += d_s0;
+                gradients.logit.as_mut().expect("a given logit has a gradient")[[head]] += d_s0;
             }
             VirtualKey::LogitPerToken(_) => {
-                gradients
-                    .logit
-                    .as_mut()
-                    .expect("a given logit has a gradient")[[b, head, n]] += d_s0;
+                gradients.logit.as_mut().expect("a given logit has a gradient")[[b, head, n]] += d_s0;
             }
             VirtualKey::Query => {
                 add_scaled(&mut d_q, token.scale * d_s0, &token.key);
@@ -254,15 +211,7 @@ fn backward_row(
                 let gradient = half(&mut gradients.key_up_weight, &mut gradients.key_up_bias);
                 let d_hidden = backward_up(up, gradient, head, &token.key_hidden, &d_key);
                 let gradient = half(&mut gradients.key_down_weight, &mut gradients.key_down_bias);
-                backward_down(
-                    down,
-                    gradient,
-                    head,
-                    q,
-                    &token.key_hidden,
-                    &d_hidden,
-                    &mut d_q,
-                );
+                backward_down(down, gradient, head, q, &token.key_hidden, &d_hidden, &mut d_q);
             }
         }
     }
@@ -270,13 +219,7 @@ fn backward_row(
     // attn = Σ m̃ p V,  p = exp(s − lse).
     let mut d_scores = vec![0.0; row.seen.len()];
     for (seen, d_score) in row.seen.iter().zip(&mut d_scores) {
-        let d_value = source_gradient(
-            &mut gradients.v,
-            gradients.prefix_v.as_mut(),
-            b,
-            kv_head,
-            seen.source,
-        );
+        let d_value = source_gradient(&mut gradients.v, gradients.prefix_v.as_mut(), b, kv_head, seen.source);
         add_scaled(d_value, seen.keep * seen.probability, &d_attn);
         let value = value_row(problem, sequence, kv_head, seen.source);
         let d_probability = seen.keep * dot(&d_attn, value);
@@ -287,18 +230,8 @@ fn backward_row(
     for (seen, d_score) in row.seen.iter().zip(&mut d_scores) {
         *d_score += seen.probability * d_lse;
         let d_product = problem.softmax_scale * seen.score_slope * *d_score;
-        add_scaled(
-            &mut d_q,
-            d_product,
-            key_row(problem, sequence, kv_head, seen.source),
-        );
-        let d_key = source_gradient(
-            &mut gradients.k,
-            gradients.prefix_k.as_mut(),
-            b,
-            kv_head,
-            seen.source,
-        );
+        add_scaled(&mut d_q, d_product, key_row(problem, sequence, kv_head, seen.source));
+        let d_key = source_gradient(&mut gradients.k, gradients.prefix_k.as_mut(), b, kv_head, seen.source);
         add_scaled(d_key, d_product, q);
     }
     gradients.q.row_mut([b, head, n]).copy_from_slice(&d_q);
@@ -312,20 +245,14 @@ fn source_gradient<'a>(
     source: Source,
 ) -> &'a mut [f64] {
     match source {
-        Source::Prefix(t) => prefix
-            .expect("a prefix has gradients")
-            .row_mut([kv_head, t]),
+        Source::Prefix(t) => prefix.expect("a prefix has gradients").row_mut([kv_head, t]),
         Source::Key(row) => keys.row_mut([batch, kv_head, row]),
     }
 }
 
 /// Weight and bias gradients of one half of an adapter that the problem has.
 fn half<'a>(weight: &'a mut Option<Tensor>, bias: &'a mut Option<Tensor>) -> [&'a mut Tensor; 2] {
-    [weight, bias].map(|gradient| {
-        gradient
-            .as_mut()
-            .expect("every half of an adapter has gradients")
-    })
+    [weight, bias].map(|gradient| gradient.as_mut().expect("every half of an adapter has gradients"))
 }
 
 /// `factor · x`.
@@ -334,21 +261,13 @@ fn scaled(factor: f64, x: &[f64]) -> Vec<f64> {
 }
 
 /// Through `y = h B + b`: adds dB and db, returns dh.
-fn backward_up(
-    up: &Up,
-    gradient: [&mut Tensor; 2],
-    head: usize,
-    hidden: &[f64],
-    d_y: &[f64],
-) -> Vec<f64> {
+fn backward_up(up: &Up, gradient: [&mut Tensor; 2], head: usize, hidden: &[f64], d_y: &[f64]) -> Vec<f64> {
     let [d_weight, d_bias] = gradient;
     add_scaled(d_bias.row_mut([head]), 1.0, d_y);
     for (r, &h) in hidden.iter().enumerate() {
         add_scaled(d_weight.row_mut([head, r]), h, d_y);
     }
-    (0..hidden.len())
-        .map(|r| dot(up.weight.row([head, r]), d_y))
-        .collect()
+    (0..hidden.len()).map(|r| dot(up.weight.row([head, r]), d_y)).collect()
 }
 
 /// Through `h = act(Q A + a)`: adds dA, da and dQ.
@@ -362,11 +281,8 @@ fn backward_down(
     d_q: &mut [f64],
 ) {
     let [d_weight, d_bias] = gradient;
-    let d_z: Vec<f64> = hidden
-        .iter()
-        .zip(d_hidden)
-        .map(|(&h, d)| down.activation.derivative_at_value(h) * d)
-        .collect();
+    let d_z: Vec<f64> =
+        hidden.iter().zip(d_hidden).map(|(&h, d)| down.activation.derivative_at_value(h) * d).collect();
     add_scaled(d_bias.row_mut([head]), 1.0, &d_z);
     for (c, &q) in q.iter().enumerate() {
         add_scaled(d_weight.row_mut([head, c]), q, &d_z);

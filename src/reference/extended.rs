@@ -74,24 +74,14 @@ pub fn extended_backward(u: &Tensor, up_weight: &Tensor, d_y: &Tensor) -> Extend
 
 /// B, N, Hq, `r_v` and `D_out`.
 fn sizes(u: &Tensor, up_weight: &Tensor) -> [usize; 5] {
-    let &[batch, queries, heads, rank] = &u.shape[..] else {
-        panic!("U is [B, N, Hq, r_v]")
-    };
+    let &[batch, queries, heads, rank] = &u.shape[..] else { panic!("U is [B, N, Hq, r_v]") };
     let width = *up_weight.shape.last().expect("B_v has a last dimension");
     let fits = up_weight.shape == [heads, rank, width] || up_weight.shape == [rank, width];
-    assert!(
-        fits,
-        "B_v is [Hq, r_v, D_out] or [r_v, D_out], not {:?}",
-        up_weight.shape
-    );
+    assert!(fits, "B_v is [Hq, r_v, D_out] or [r_v, D_out], not {:?}", up_weight.shape);
     [batch, queries, heads, rank, width]
 }
 
 /// Which row of width `D_out` of `B_v` belongs to head `h` and hidden unit `r`.
 fn weight_row(up_weight: &Tensor, h: usize, r: usize) -> usize {
-    if up_weight.shape.len() == 2 {
-        r
-    } else {
-        h * up_weight.shape[1] + r
-    }
+    if up_weight.shape.len() == 2 { r } else { h * up_weight.shape[1] + r }
 }

@@ -26,15 +26,11 @@ pub struct Output {
 /// If the problem's shapes or lengths disagree.
 pub fn forward(problem: &Problem) -> Output {
     problem.assert_consistent();
-    let &[batch, heads, queries, d] = &problem.q.shape[..] else {
-        unreachable!("Q has four dimensions")
-    };
+    let &[batch, heads, queries, d] = &problem.q.shape[..] else { unreachable!("Q has four dimensions") };
     let mut output = Output {
         o: Tensor::zeros(&[batch, heads, queries, d]),
         lse: Tensor::full(&[batch, heads, queries], f64::NEG_INFINITY),
-        u: problem
-            .extended_rank()
-            .map(|rank| Tensor::zeros(&[batch, queries, heads, rank])),
+        u: problem.extended_rank().map(|rank| Tensor::zeros(&[batch, queries, heads, rank])),
         attn: Tensor::zeros(&[batch, heads, queries, d]),
         lambda: Tensor::zeros(&[batch, heads, queries]),
     };
@@ -65,10 +61,7 @@ pub fn forward(problem: &Problem) -> Output {
                     }
                     VirtualValue::Extended(_) => {
                         add_scaled(o, 1.0, &row.attn);
-                        let u = output
-                            .u
-                            .as_mut()
-                            .expect("U is there where the value is extended");
+                        let u = output.u.as_mut().expect("U is there where the value is extended");
                         add_scaled(u.row_mut([b, n, head]), dropped_lambda, &token.value_hidden);
                     }
                 }

@@ -215,8 +215,7 @@ impl Problem {
             }
             match &mut inducer.value {
                 VirtualValue::Zero => {}
-                VirtualValue::Residual(Adapter { down, up })
-                | VirtualValue::Direct(Adapter { down, up }) => {
+                VirtualValue::Residual(Adapter { down, up }) | VirtualValue::Direct(Adapter { down, up }) => {
                     parameters.extend([
                         ("value.down_weight", &mut down.weight),
                         ("value.down_bias", &mut down.bias),
@@ -224,10 +223,8 @@ impl Problem {
                         ("value.up_bias", &mut up.bias),
                     ]);
                 }
-                VirtualValue::Extended(down) => parameters.extend([
-                    ("value.down_weight", &mut down.weight),
-                    ("value.down_bias", &mut down.bias),
-                ]),
+                VirtualValue::Extended(down) => parameters
+                    .extend([("value.down_weight", &mut down.weight), ("value.down_bias", &mut down.bias)]),
             }
         }
         parameters
@@ -235,12 +232,8 @@ impl Problem {
 
     /// Panics unless all shapes and lengths agree: a wrong oracle must not pass for an answer.
     pub(super) fn assert_consistent(&self) {
-        let &[batch, q_heads, queries, d] = &self.q.shape[..] else {
-            panic!("Q is [B, Hq, N, d]")
-        };
-        let &[_, kv_heads, keys, _] = &self.k.shape[..] else {
-            panic!("K is [B, Hkv, M, d]")
-        };
+        let &[batch, q_heads, queries, d] = &self.q.shape[..] else { panic!("Q is [B, Hq, N, d]") };
+        let &[_, kv_heads, keys, _] = &self.k.shape[..] else { panic!("K is [B, Hkv, M, d]") };
         assert_eq!(self.k.shape, [batch, kv_heads, keys, d], "K");
         assert_eq!(self.v.shape, self.k.shape, "V");
         assert_eq!(q_heads % kv_heads, 0, "Hq is a multiple of Hkv");
@@ -251,10 +244,7 @@ impl Problem {
         let within = |lengths: &Option<Vec<usize>>, limit: usize, name: &str| {
             if let Some(lengths) = lengths {
                 assert_eq!(lengths.len(), batch, "{name}");
-                assert!(
-                    lengths.iter().all(|&length| length <= limit),
-                    "{name} are at most {limit}"
-                );
+                assert!(lengths.iter().all(|&length| length <= limit), "{name} are at most {limit}");
             }
         };
         within(&self.key_lengths, keys, "key_lengths");
@@ -264,19 +254,14 @@ impl Problem {
         if let Some(cu) = &self.cu_seqlens {
             assert_eq!(batch, 1, "packed sequences have one batch entry");
             assert!(
-                self.key_lengths.is_none()
-                    && self.key_starts.is_none()
-                    && self.query_lengths.is_none(),
+                self.key_lengths.is_none() && self.key_starts.is_none() && self.query_lengths.is_none(),
                 "packed sequences have no other lengths"
             );
             assert_eq!(cu.q.len(), cu.k.len(), "as many query as key sequences");
             sequences = cu.q.len() - 1;
             for (boundaries, total) in [(&cu.q, queries), (&cu.k, keys)] {
                 assert!(boundaries.is_sorted(), "cu_seqlens do not decrease");
-                assert!(
-                    boundaries[sequences] <= total,
-                    "cu_seqlens end within the tensor"
-                );
+                assert!(boundaries[sequences] <= total, "cu_seqlens end within the tensor");
             }
         }
         if let Some(slopes) = &self.alibi_slopes {
@@ -311,20 +296,14 @@ impl Problem {
 impl Adapter {
     fn assert_consistent(&self, heads: usize, d: usize) {
         self.down.assert_consistent(heads, d);
-        assert_eq!(
-            self.up.weight.shape,
-            [heads, self.down.bias.shape[1], d],
-            "up_weight"
-        );
+        assert_eq!(self.up.weight.shape, [heads, self.down.bias.shape[1], d], "up_weight");
         assert_eq!(self.up.bias.shape, [heads, d], "up_bias");
     }
 }
 
 impl Down {
     fn assert_consistent(&self, heads: usize, d: usize) {
-        let &[_, rank] = &self.bias.shape[..] else {
-            panic!("down_bias is [Hq, r]")
-        };
+        let &[_, rank] = &self.bias.shape[..] else { panic!("down_bias is [Hq, r]") };
         assert_eq!(self.bias.shape, [heads, rank], "down_bias");
         assert_eq!(self.weight.shape, [heads, d, rank], "down_weight");
     }

@@ -28,8 +28,7 @@ impl Sequence {
     /// All sequences of a problem.
     pub(super) fn all(problem: &Problem) -> Vec<Self> {
         let (batch, queries, keys) = (problem.q.shape[0], problem.q.shape[2], problem.k.shape[2]);
-        let of =
-            |lengths: &Option<Vec<usize>>, b: usize| lengths.as_ref().map(|lengths| lengths[b]);
+        let of = |lengths: &Option<Vec<usize>>, b: usize| lengths.as_ref().map(|lengths| lengths[b]);
         if let Some(cu) = &problem.cu_seqlens {
             let sequence = |s: usize| {
                 let (queries, keys) = (cu.q[s + 1] - cu.q[s], cu.k[s + 1] - cu.k[s]);
@@ -78,12 +77,8 @@ impl Sequence {
         j >= self.key_start
             && j < self.key_end
             && (!causal || distance <= 0)
-            && problem
-                .window_left
-                .is_none_or(|left| distance >= -(left as i64))
-            && problem
-                .window_right
-                .is_none_or(|right| distance <= right as i64)
+            && problem.window_left.is_none_or(|left| distance >= -(left as i64))
+            && problem.window_right.is_none_or(|right| distance <= right as i64)
     }
 }
 
@@ -151,13 +146,7 @@ pub(super) fn key_row<'a>(
     kv_head: usize,
     source: Source,
 ) -> &'a [f64] {
-    source_row(
-        problem.prefix.as_ref().map(|prefix| &prefix.k),
-        &problem.k,
-        sequence,
-        kv_head,
-        source,
-    )
+    source_row(problem.prefix.as_ref().map(|prefix| &prefix.k), &problem.k, sequence, kv_head, source)
 }
 
 /// The value at a source, `[d]`.
@@ -167,13 +156,7 @@ pub(super) fn value_row<'a>(
     kv_head: usize,
     source: Source,
 ) -> &'a [f64] {
-    source_row(
-        problem.prefix.as_ref().map(|prefix| &prefix.v),
-        &problem.v,
-        sequence,
-        kv_head,
-        source,
-    )
+    source_row(problem.prefix.as_ref().map(|prefix| &prefix.v), &problem.v, sequence, kv_head, source)
 }
 
 fn source_row<'a>(
@@ -184,18 +167,14 @@ fn source_row<'a>(
     source: Source,
 ) -> &'a [f64] {
     match source {
-        Source::Prefix(t) => prefix
-            .expect("a prefix token of a problem with a prefix")
-            .row([kv_head, t]),
+        Source::Prefix(t) => prefix.expect("a prefix token of a problem with a prefix").row([kv_head, t]),
         Source::Key(row) => keys.row([sequence.batch, kv_head, row]),
     }
 }
 
 /// Evaluates the equations of row `i` (local to the sequence) of query head `head`.
 pub(super) fn evaluate(problem: &Problem, sequence: &Sequence, head: usize, i: usize) -> Row {
-    let q = problem
-        .q
-        .row([sequence.batch, head, sequence.first_query + i]);
+    let q = problem.q.row([sequence.batch, head, sequence.first_query + i]);
     let kv_head = head / (problem.q.shape[1] / problem.k.shape[1]);
     let mut seen = scores(problem, sequence, head, i);
 
@@ -203,18 +182,11 @@ pub(super) fn evaluate(problem: &Problem, sequence: &Sequence, head: usize, i: u
     if seen.iter().all(|seen| seen.score == f64::NEG_INFINITY) {
         seen.clear();
     }
-    let max = seen
-        .iter()
-        .map(|seen| seen.score)
-        .fold(f64::NEG_INFINITY, f64::max);
+    let max = seen.iter().map(|seen| seen.score).fold(f64::NEG_INFINITY, f64::max);
     let lse = if seen.is_empty() {
         f64::NEG_INFINITY
     } else {
-        max + seen
-            .iter()
-            .map(|seen| (seen.score - max).exp())
-            .sum::<f64>()
-            .ln()
+        max + seen.iter().map(|seen| (seen.score - max).exp()).sum::<f64>().ln()
     };
     let mut attn = vec![0.0; q.len()];
     for seen in &mut seen {
@@ -223,24 +195,15 @@ pub(super) fn evaluate(problem: &Problem, sequence: &Sequence, head: usize, i: u
         add_scaled(&mut attn, seen.keep * seen.probability, value);
     }
 
-    let token = problem
-        .inducer
-        .as_ref()
-        .map(|inducer| virtual_token(problem, inducer, sequence, head, i, lse));
-    Row {
-        seen,
-        lse,
-        attn,
-        token,
-    }
+    let token =
+        problem.inducer.as_ref().map(|inducer| virtual_token(problem, inducer, sequence, head, i, lse));
+    Row { seen, lse, attn, token }
 }
 
 /// Scores and dropout factors of the visible keys of a row.
 fn scores(problem: &Problem, sequence: &Sequence, head: usize, i: usize) -> Vec<Seen> {
     let q_heads = problem.q.shape[1];
-    let q = problem
-        .q
-        .row([sequence.batch, head, sequence.first_query + i]);
+    let q = problem.q.row([sequence.batch, head, sequence.first_query + i]);
     let kv_head = head / (q_heads / problem.k.shape[1]);
     let mask_head = (sequence.index * q_heads + head) as u32;
     let alibi_slope = match &problem.alibi_slopes {
@@ -260,46 +223,22 @@ fn scores(problem: &Problem, sequence: &Sequence, head: usize, i: usize) -> Vec<
     };
 
     let mut seen = Vec::new();
-    for t in 0..problem
-        .prefix
-        .as_ref()
-        .map_or(0, |prefix| prefix.k.shape[1])
-    {
+    for t in 0..problem.prefix.as_ref().map_or(0, |prefix| prefix.k.shape[1]) {
         let source = Source::Prefix(t);
         let (score, score_slope) = product(source);
         let keep = problem.dropout.map_or(1.0, |mask| {
-            if mask.keep_prefix(mask_head, i as u32, t as u32) {
-                mask.scale()
-            } else {
-                0.0
-            }
+            if mask.keep_prefix(mask_head, i as u32, t as u32) { mask.scale() } else { 0.0 }
         });
-        seen.push(Seen {
-            source,
-            score,
-            score_slope,
-            probability: f64::NAN,
-            keep,
-        });
+        seen.push(Seen { source, score, score_slope, probability: f64::NAN, keep });
     }
     for j in (0..sequence.key_end).filter(|&j| sequence.sees(problem, i, j)) {
         let source = Source::Key(sequence.first_key + j);
         let (capped, score_slope) = product(source);
         let score = capped - alibi_slope * (sequence.offset(i) - j as i64).abs() as f64;
         let keep = problem.dropout.map_or(1.0, |mask| {
-            if mask.keep_real(mask_head, i as u32, j as u32) {
-                mask.scale()
-            } else {
-                0.0
-            }
+            if mask.keep_real(mask_head, i as u32, j as u32) { mask.scale() } else { 0.0 }
         });
-        seen.push(Seen {
-            source,
-            score,
-            score_slope,
-            probability: f64::NAN,
-            keep,
-        });
+        seen.push(Seen { source, score, score_slope, probability: f64::NAN, keep });
     }
     seen
 }
@@ -332,40 +271,23 @@ fn virtual_token(
         }
     };
     // A logit of −∞ means no virtual token, even in a row that sees nothing else.
-    let (lambda, rest) = if s0 == f64::NEG_INFINITY {
-        (0.0, 1.0)
-    } else {
-        (sigmoid(s0 - lse), sigmoid(lse - s0))
-    };
+    let (lambda, rest) =
+        if s0 == f64::NEG_INFINITY { (0.0, 1.0) } else { (sigmoid(s0 - lse), sigmoid(lse - s0)) };
 
     let (mut value_hidden, mut delta) = (Vec::new(), Vec::new());
     match &inducer.value {
         VirtualValue::Zero => {}
-        VirtualValue::Residual(Adapter { down, up })
-        | VirtualValue::Direct(Adapter { down, up }) => {
+        VirtualValue::Residual(Adapter { down, up }) | VirtualValue::Direct(Adapter { down, up }) => {
             value_hidden = project_down(down, head, q);
             delta = project_up(up, head, &value_hidden);
         }
         VirtualValue::Extended(down) => value_hidden = project_down(down, head, q),
     }
     let mask_head = (sequence.index * problem.q.shape[1] + head) as u32;
-    let keep = problem.dropout.map_or(1.0, |mask| {
-        if mask.keep_lambda(mask_head, i as u32) {
-            mask.scale()
-        } else {
-            0.0
-        }
-    });
-    VirtualToken {
-        scale,
-        key_hidden,
-        key,
-        lambda,
-        rest,
-        keep,
-        value_hidden,
-        delta,
-    }
+    let keep = problem
+        .dropout
+        .map_or(1.0, |mask| if mask.keep_lambda(mask_head, i as u32) { mask.scale() } else { 0.0 });
+    VirtualToken { scale, key_hidden, key, lambda, rest, keep, value_hidden, delta }
 }
 
 /// τ of row `i`.

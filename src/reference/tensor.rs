@@ -25,23 +25,13 @@ impl Tensor {
     ///
     /// If the number of elements is not the product of the extents.
     pub fn new(shape: &[usize], data: Vec<f64>) -> Self {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            data.len(),
-            "elements of a tensor of shape {shape:?}"
-        );
-        Self {
-            shape: shape.to_vec(),
-            data,
-        }
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "elements of a tensor of shape {shape:?}");
+        Self { shape: shape.to_vec(), data }
     }
 
     /// A tensor of one value.
     pub fn full(shape: &[usize], value: f64) -> Self {
-        Self {
-            shape: shape.to_vec(),
-            data: vec![value; shape.iter().product()],
-        }
+        Self { shape: shape.to_vec(), data: vec![value; shape.iter().product()] }
     }
 
     /// A tensor of zeros.
@@ -51,10 +41,7 @@ impl Tensor {
 
     /// A tensor whose elements come from a function of their flat index.
     pub fn from_fn(shape: &[usize], element: impl FnMut(usize) -> f64) -> Self {
-        Self {
-            shape: shape.to_vec(),
-            data: (0..shape.iter().product()).map(element).collect(),
-        }
+        Self { shape: shape.to_vec(), data: (0..shape.iter().product()).map(element).collect() }
     }
 
     /// The last dimension at an index of all the others.
@@ -98,37 +85,21 @@ impl Tensor {
             difference += (a - e) * (a - e);
             norm += e * e;
         }
-        if norm == 0.0 {
-            difference.sqrt()
-        } else {
-            (difference / norm).sqrt()
-        }
+        if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() }
     }
 
     fn row_range<const D: usize>(&self, index: [usize; D]) -> (usize, usize) {
-        assert_eq!(
-            D + 1,
-            self.shape.len(),
-            "coordinates of a row of a tensor of shape {:?}",
-            self.shape
-        );
+        assert_eq!(D + 1, self.shape.len(), "coordinates of a row of a tensor of shape {:?}", self.shape);
         let len = self.shape[D];
         (self.offset(&index) * len, len)
     }
 
     /// The position of `index` among the leading dimensions.
     fn offset(&self, index: &[usize]) -> usize {
-        index
-            .iter()
-            .zip(&self.shape)
-            .fold(0, |offset, (&i, &extent)| {
-                assert!(
-                    i < extent,
-                    "index {index:?} of a tensor of shape {:?}",
-                    self.shape
-                );
-                offset * extent + i
-            })
+        index.iter().zip(&self.shape).fold(0, |offset, (&i, &extent)| {
+            assert!(i < extent, "index {index:?} of a tensor of shape {:?}", self.shape);
+            offset * extent + i
+        })
     }
 }
 
@@ -136,24 +107,14 @@ impl<const D: usize> Index<[usize; D]> for Tensor {
     type Output = f64;
 
     fn index(&self, index: [usize; D]) -> &f64 {
-        assert_eq!(
-            D,
-            self.shape.len(),
-            "coordinates of a tensor of shape {:?}",
-            self.shape
-        );
+        assert_eq!(D, self.shape.len(), "coordinates of a tensor of shape {:?}", self.shape);
         &self.data[self.offset(&index)]
     }
 }
 
 impl<const D: usize> IndexMut<[usize; D]> for Tensor {
     fn index_mut(&mut self, index: [usize; D]) -> &mut f64 {
-        assert_eq!(
-            D,
-            self.shape.len(),
-            "coordinates of a tensor of shape {:?}",
-            self.shape
-        );
+        assert_eq!(D, self.shape.len(), "coordinates of a tensor of shape {:?}", self.shape);
         let offset = self.offset(&index);
         &mut self.data[offset]
     }
@@ -183,15 +144,9 @@ mod tests {
         assert_eq!(t(&[3.0, 4.0]).relative_error(&t(&[3.0, 4.0])), 0.0);
         assert!((t(&[3.0, 4.5]).relative_error(&t(&[3.0, 4.0])) - 0.1).abs() < 1e-15);
         assert_eq!(t(&[0.5]).relative_error(&t(&[0.0])), 0.5);
-        assert_eq!(
-            t(&[f64::NEG_INFINITY, 1.0]).relative_error(&t(&[f64::NEG_INFINITY, 1.0])),
-            0.0
-        );
+        assert_eq!(t(&[f64::NEG_INFINITY, 1.0]).relative_error(&t(&[f64::NEG_INFINITY, 1.0])), 0.0);
         for wrong in [f64::NAN, f64::INFINITY, 0.0] {
-            assert_eq!(
-                t(&[wrong, 1.0]).relative_error(&t(&[f64::NEG_INFINITY, 1.0])),
-                f64::INFINITY
-            );
+            assert_eq!(t(&[wrong, 1.0]).relative_error(&t(&[f64::NEG_INFINITY, 1.0])), f64::INFINITY);
         }
     }
 }
