@@ -32,13 +32,15 @@
 mod backward;
 mod extended;
 mod forward;
+mod gradients;
 mod problem;
 mod row;
 mod tensor;
 
-pub use backward::{Gradients, OutputGradients, backward};
+pub use backward::backward;
 pub use extended::{ExtendedGradients, extended_backward, extended_forward};
 pub use forward::{Output, forward};
+pub use gradients::{Gradients, OutputGradients};
 pub use problem::{
     Activation, Adapter, CuSeqlens, Down, Inducer, Prefix, Problem, Up, VirtualKey, VirtualValue,
 };
