@@ -6,9 +6,10 @@
 //! rounding error is about `1e-16 / h ≈ 3e-14` times the loss. So `1e-8`, relative to the gradient's norm, is some ten
 //! times what the method itself leaves (the largest difference seen is 1.5e-9), and any wrong term is many orders above it.
 
+use inducer_attention::Activation;
 use inducer_attention::dropout::KeepMask;
 use inducer_attention::reference::{
-    Activation, Adapter, CuSeqlens, Down, Inducer, OutputGradients, Prefix, Problem, Tensor, Up, VirtualKey,
+    Adapter, CuSeqlens, Down, Inducer, OutputGradients, Prefix, Problem, Tensor, Up, VirtualKey,
     VirtualValue, backward, forward,
 };
 

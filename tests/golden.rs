@@ -3,9 +3,10 @@
 //! The fixture holds, for each case, the inputs, the outputs `o` (and `extended`, what U adds to the output projection),
 //! the upstream gradients `grad.o` (and `grad.extended`), and the gradients of every input by automatic differentiation.
 
+use inducer_attention::Activation;
 use inducer_attention::reference::{
-    Activation, Adapter, Down, Inducer, OutputGradients, Problem, Tensor, Up, VirtualKey, VirtualValue,
-    backward, extended_backward, extended_forward, forward,
+    Adapter, Down, Inducer, OutputGradients, Problem, Tensor, Up, VirtualKey, VirtualValue, backward,
+    extended_backward, extended_forward, forward,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

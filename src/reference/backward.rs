@@ -4,44 +4,31 @@ use super::gradients::{Gradients, OutputGradients};
 use super::problem::{Adapter, Down, Inducer, Problem, Up, VirtualKey, VirtualValue};
 use super::row::{Row, Sequence, Source, VirtualToken, evaluate, key_row, value_row};
 use super::tensor::{Tensor, add_scaled, dot};
+use crate::inducer::Activation;
 
 /// The backward pass: gradients of `Σ dO∘O + Σ dLSE∘lse + Σ dU∘U`.
 ///
 /// # Panics
 ///
-/// If the problem's shapes or lengths disagree, or those of the output gradients do not match it, or dU is given or
-/// missing where it should not be.
+/// If the problem's shapes or lengths disagree, or those of the output gradients do not match it, or dU is given where
+/// the value is not extended.
 pub fn backward(problem: &Problem, upstream: &OutputGradients) -> Gradients {
     problem.assert_consistent();
-    let &[batch, heads, queries, _] = &problem.q.shape[..] else {
-        unreachable!("Q has four dimensions")
-    };
+    let &[batch, heads, queries, _] = &problem.q.shape[..] else { unreachable!("Q has four dimensions") };
     assert_eq!(upstream.o.shape, problem.q.shape, "dO");
     if let Some(lse) = &upstream.lse {
         assert_eq!(lse.shape, [batch, heads, queries], "dLSE");
     }
-    assert_eq!(
-        upstream.u.as_ref().map(|u| u.shape.clone()),
-        problem
-            .extended_rank()
-            .map(|rank| vec![batch, queries, heads, rank]),
-        "dU"
-    );
+    if let Some(u) = &upstream.u {
+        let rank = problem.extended_rank().expect("dU only where the value is extended");
+        assert_eq!(u.shape, [batch, heads, queries, rank], "dU");
+    }
     let mut gradients = Gradients::zeros(problem);
     for sequence in Sequence::all(problem) {
         for head in 0..heads {
             for i in 0..sequence.queries {
-                let at = At {
-                    problem,
-                    sequence: &sequence,
-                    head,
-                    row: sequence.first_query + i,
-                };
-                at.backward(
-                    upstream,
-                    &evaluate(problem, &sequence, head, i),
-                    &mut gradients,
-                );
+                let at = At { problem, sequence: &sequence, head, row: sequence.first_query + i };
+                at.backward(upstream, &evaluate(problem, &sequence, head, i), &mut gradients);
             }
         }
     }
@@ -59,19 +46,12 @@ struct At<'a> {
 
 impl At<'_> {
     fn q(&self) -> &[f64] {
-        self.problem
-            .q
-            .row([self.sequence.batch, self.head, self.row])
+        self.problem.q.row([self.sequence.batch, self.head, self.row])
     }
 
     /// Adds what the row contributes to all gradients.
     fn backward(&self, upstream: &OutputGradients, row: &Row, gradients: &mut Gradients) {
-        let Self {
-            problem,
-            sequence,
-            head,
-            row: n,
-        } = *self;
+        let Self { problem, sequence, head, row: n } = *self;
         let b = sequence.batch;
         let d_o = upstream.o.row([b, head, n]);
 
@@ -98,16 +78,10 @@ impl At<'_> {
                 }
                 // O = attn,  U = λ̃ h,  h = act(Q A_v + a_v)
                 VirtualValue::Extended(down) => {
-                    let d_u = upstream
-                        .u
-                        .as_ref()
-                        .expect("dU was checked")
-                        .row([b, n, head]);
+                    let zeros = vec![0.0; token.value_hidden.len()];
+                    let d_u = upstream.u.as_ref().map_or(&zeros[..], |u| u.row([b, head, n]));
                     let d_hidden = scaled(token.keep * token.lambda, d_u);
-                    let gradient = half(
-                        &mut gradients.value_down_weight,
-                        &mut gradients.value_down_bias,
-                    );
+                    let gradient = half(&mut gradients.value_down_weight, &mut gradients.value_down_bias);
                     self.down(down, gradient, &token.value_hidden, &d_hidden, &mut d_q);
                     token.keep * dot(d_u, &token.value_hidden)
                 }
@@ -130,36 +104,22 @@ impl At<'_> {
         gradients: &mut Gradients,
         d_q: &mut [f64],
     ) {
-        let Self {
-            problem,
-            sequence,
-            head,
-            ..
-        } = *self;
+        let Self { problem, sequence, head, .. } = *self;
         let kv_head = head / (problem.q.shape[1] / problem.k.shape[1]);
-        let place = |source| Place {
-            batch: sequence.batch,
-            kv_head,
-            source,
-        };
+        let place = |source| Place { batch: sequence.batch, kv_head, source };
 
         let mut d_scores = Vec::with_capacity(row.seen.len());
         for seen in &row.seen {
             let d_value = place(seen.source).of(&mut gradients.v, gradients.prefix_v.as_mut());
             add_scaled(d_value, seen.keep * seen.probability, d_attn);
-            let d_probability =
-                seen.keep * dot(d_attn, value_row(problem, sequence, kv_head, seen.source));
+            let d_probability = seen.keep * dot(d_attn, value_row(problem, sequence, kv_head, seen.source));
             d_scores.push(seen.probability * d_probability);
             d_lse -= seen.probability * d_probability;
         }
         for (seen, d_score) in row.seen.iter().zip(d_scores) {
             let d_score = d_score + seen.probability * d_lse;
             let d_product = problem.softmax_scale * seen.score_slope * d_score;
-            add_scaled(
-                d_q,
-                d_product,
-                key_row(problem, sequence, kv_head, seen.source),
-            );
+            add_scaled(d_q, d_product, key_row(problem, sequence, kv_head, seen.source));
             let d_key = place(seen.source).of(&mut gradients.k, gradients.prefix_k.as_mut());
             add_scaled(d_key, d_product, self.q());
         }
@@ -174,14 +134,7 @@ impl At<'_> {
         gradients: &mut Gradients,
         d_q: &mut [f64],
     ) {
-        let Gradients {
-            logit,
-            key_down_weight,
-            key_down_bias,
-            key_up_weight,
-            key_up_bias,
-            ..
-        } = gradients;
+        let Gradients { logit, key_down_weight, key_down_bias, key_up_weight, key_up_bias, .. } = gradients;
         match &inducer.key {
             VirtualKey::LogitPerHead(_) => {
                 logit.as_mut().expect("a given logit has a gradient")[[self.head]] += d_s0;
@@ -198,19 +151,8 @@ impl At<'_> {
         let d_key = scaled(token.scale * d_s0, self.q());
         add_scaled(d_q, 1.0, &d_key);
         if let VirtualKey::Residual(Adapter { down, up }) = &inducer.key {
-            let d_hidden = self.up(
-                up,
-                half(key_up_weight, key_up_bias),
-                &token.key_hidden,
-                &d_key,
-            );
-            self.down(
-                down,
-                half(key_down_weight, key_down_bias),
-                &token.key_hidden,
-                &d_hidden,
-                d_q,
-            );
+            let d_hidden = self.up(up, half(key_up_weight, key_up_bias), &token.key_hidden, &d_key);
+            self.down(down, half(key_down_weight, key_down_bias), &token.key_hidden, &d_hidden, d_q);
         }
     }
 
@@ -226,10 +168,7 @@ impl At<'_> {
         let d_delta = scaled(token.keep * token.lambda, d_o);
         let gradient = half(&mut gradients.value_up_weight, &mut gradients.value_up_bias);
         let d_hidden = self.up(&adapter.up, gradient, &token.value_hidden, &d_delta);
-        let gradient = half(
-            &mut gradients.value_down_weight,
-            &mut gradients.value_down_bias,
-        );
+        let gradient = half(&mut gradients.value_down_weight, &mut gradients.value_down_bias);
         self.down(&adapter.down, gradient, &token.value_hidden, &d_hidden, d_q);
     }
 
@@ -240,9 +179,7 @@ impl At<'_> {
         for (r, &h) in hidden.iter().enumerate() {
             add_scaled(d_weight.row_mut([self.head, r]), h, d_y);
         }
-        (0..hidden.len())
-            .map(|r| dot(up.weight.row([self.head, r]), d_y))
-            .collect()
+        (0..hidden.len()).map(|r| dot(up.weight.row([self.head, r]), d_y)).collect()
     }
 
     /// Through `h = act(Q A + a)`: adds dA, da and dQ.
@@ -255,12 +192,11 @@ impl At<'_> {
         d_q: &mut [f64],
     ) {
         let [d_weight, d_bias] = gradient;
-        let derivative = |&h| down.activation.derivative_at_value(h);
-        let d_z: Vec<f64> = hidden
-            .iter()
-            .zip(d_hidden)
-            .map(|(h, d)| derivative(h) * d)
-            .collect();
+        let derivative = |h: &f64| match down.activation {
+            Activation::Tanh => 1.0 - h * h,
+            Activation::Identity => 1.0,
+        };
+        let d_z: Vec<f64> = hidden.iter().zip(d_hidden).map(|(h, d)| derivative(h) * d).collect();
         add_scaled(d_bias.row_mut([self.head]), 1.0, &d_z);
         for (c, (&q, d_q)) in self.q().iter().zip(d_q).enumerate() {
             add_scaled(d_weight.row_mut([self.head, c]), q, &d_z);
@@ -279,9 +215,7 @@ struct Place {
 impl Place {
     fn of<'a>(&self, keys: &'a mut Tensor, prefix: Option<&'a mut Tensor>) -> &'a mut [f64] {
         match self.source {
-            Source::Prefix(t) => prefix
-                .expect("a prefix has gradients")
-                .row_mut([self.kv_head, t]),
+            Source::Prefix(t) => prefix.expect("a prefix has gradients").row_mut([self.kv_head, t]),
             Source::Key(row) => keys.row_mut([self.batch, self.kv_head, row]),
         }
     }
@@ -289,11 +223,7 @@ impl Place {
 
 /// Weight and bias gradients of one half of an adapter that the problem has.
 fn half<'a>(weight: &'a mut Option<Tensor>, bias: &'a mut Option<Tensor>) -> [&'a mut Tensor; 2] {
-    [weight, bias].map(|gradient| {
-        gradient
-            .as_mut()
-            .expect("every half of an adapter has gradients")
-    })
+    [weight, bias].map(|gradient| gradient.as_mut().expect("every half of an adapter has gradients"))
 }
 
 /// `factor · x`.

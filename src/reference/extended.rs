@@ -8,7 +8,7 @@ use super::tensor::{Tensor, add_scaled, dot};
 /// The gradients of [`extended_forward`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExtendedGradients {
-    /// dU `[B, N, Hq, r_v]`, to be given to [`backward`](super::backward).
+    /// dU `[B, Hq, N, r_v]`, to be given to [`backward`](super::backward).
     pub u: Tensor,
     /// `dB_v`, in the shape of `B_v`.
     pub up_weight: Tensor,
@@ -16,7 +16,7 @@ pub struct ExtendedGradients {
     pub up_bias: Tensor,
 }
 
-/// `Y[b, n] = Σ_h U[b, n, h] B_v[h] + b_v`, of shape `[B, N, D_out]`.
+/// `Y[b, n] = Σ_h U[b, h, n] B_v[h] + b_v`, of shape `[B, N, D_out]`.
 ///
 /// `up_weight` `B_v` is `[Hq, r_v, D_out]`, or `[r_v, D_out]` shared by the heads; `up_bias` `b_v` is `[D_out]`.
 ///
@@ -34,7 +34,7 @@ pub fn extended_forward(u: &Tensor, up_weight: &Tensor, up_bias: &Tensor) -> Ten
             for h in 0..heads {
                 for r in 0..rank {
                     let start = weight_row(up_weight, h, r) * width;
-                    add_scaled(y, u[[b, n, h, r]], &up_weight.data[start..start + width]);
+                    add_scaled(y, u[[b, h, n, r]], &up_weight.data[start..start + width]);
                 }
             }
         }
@@ -63,8 +63,8 @@ pub fn extended_backward(u: &Tensor, up_weight: &Tensor, d_y: &Tensor) -> Extend
                 for r in 0..rank {
                     let start = weight_row(up_weight, h, r) * width;
                     let weight = start..start + width;
-                    gradients.u[[b, n, h, r]] = dot(&up_weight.data[weight.clone()], d_y);
-                    add_scaled(&mut gradients.up_weight.data[weight], u[[b, n, h, r]], d_y);
+                    gradients.u[[b, h, n, r]] = dot(&up_weight.data[weight.clone()], d_y);
+                    add_scaled(&mut gradients.up_weight.data[weight], u[[b, h, n, r]], d_y);
                 }
             }
         }
@@ -74,7 +74,7 @@ pub fn extended_backward(u: &Tensor, up_weight: &Tensor, d_y: &Tensor) -> Extend
 
 /// B, N, Hq, `r_v` and `D_out`.
 fn sizes(u: &Tensor, up_weight: &Tensor) -> [usize; 5] {
-    let &[batch, queries, heads, rank] = &u.shape[..] else { panic!("U is [B, N, Hq, r_v]") };
+    let &[batch, heads, queries, rank] = &u.shape[..] else { panic!("U is [B, Hq, N, r_v]") };
     let width = *up_weight.shape.last().expect("B_v has a last dimension");
     let fits = up_weight.shape == [heads, rank, width] || up_weight.shape == [rank, width];
     assert!(fits, "B_v is [Hq, r_v, D_out] or [r_v, D_out], not {:?}", up_weight.shape);

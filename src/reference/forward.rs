@@ -11,7 +11,7 @@ pub struct Output {
     pub o: Tensor,
     /// `lse [B, Hq, N]`: natural logarithm, over real keys and prefix, undropped, without the virtual token.
     pub lse: Tensor,
-    /// U `[B, N, Hq, r_v]`, where the value is extended.
+    /// U `[B, Hq, N, r_v]`, where the value is extended.
     pub u: Option<Tensor>,
     /// attn `[B, Hq, N, d]`: the part of O that comes from real keys and prefix, before any weight 1 − λ.
     pub attn: Tensor,
@@ -30,7 +30,7 @@ pub fn forward(problem: &Problem) -> Output {
     let mut output = Output {
         o: Tensor::zeros(&[batch, heads, queries, d]),
         lse: Tensor::full(&[batch, heads, queries], f64::NEG_INFINITY),
-        u: problem.extended_rank().map(|rank| Tensor::zeros(&[batch, queries, heads, rank])),
+        u: problem.extended_rank().map(|rank| Tensor::zeros(&[batch, heads, queries, rank])),
         attn: Tensor::zeros(&[batch, heads, queries, d]),
         lambda: Tensor::zeros(&[batch, heads, queries]),
     };
@@ -62,7 +62,7 @@ pub fn forward(problem: &Problem) -> Output {
                     VirtualValue::Extended(_) => {
                         add_scaled(o, 1.0, &row.attn);
                         let u = output.u.as_mut().expect("U is there where the value is extended");
-                        add_scaled(u.row_mut([b, n, head]), dropped_lambda, &token.value_hidden);
+                        add_scaled(u.row_mut([b, head, n]), dropped_lambda, &token.value_hidden);
                     }
                 }
             }

@@ -8,9 +8,9 @@ use super::problem::{Problem, VirtualKey, VirtualValue};
 pub struct OutputGradients {
     /// dO `[B, Hq, N, d]`.
     pub o: Tensor,
-    /// dLSE `[B, Hq, N]`; ignored in rows that see nothing.
+    /// dLSE `[B, Hq, N]`; ignored in rows that see nothing; 0 if none.
     pub lse: Option<Tensor>,
-    /// dU `[B, N, Hq, r_v]`, where the value is extended.
+    /// dU `[B, Hq, N, r_v]`, for the extended value; 0 if none.
     pub u: Option<Tensor>,
 }
 
@@ -66,9 +66,7 @@ impl Gradients {
             ("value.up_weight", self.value_up_weight.as_ref()),
             ("value.up_bias", self.value_up_bias.as_ref()),
         ];
-        all.into_iter()
-            .filter_map(|(name, tensor)| Some((name, tensor?)))
-            .collect()
+        all.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))).collect()
     }
 
     /// Zero gradients in the shapes of the problem's tensors.
@@ -77,9 +75,7 @@ impl Gradients {
         let inducer = problem.inducer.as_ref();
         let (key_adapter, logit) = match inducer.map(|inducer| &inducer.key) {
             Some(VirtualKey::Residual(adapter)) => (Some(adapter), None),
-            Some(VirtualKey::LogitPerHead(logit) | VirtualKey::LogitPerToken(logit)) => {
-                (None, Some(logit))
-            }
+            Some(VirtualKey::LogitPerHead(logit) | VirtualKey::LogitPerToken(logit)) => (None, Some(logit)),
             Some(VirtualKey::Query) | None => (None, None),
         };
         let (value_down, value_up) = match inducer.map(|inducer| &inducer.value) {

@@ -30,6 +30,7 @@
 //! rearranged row constant that fused kernels use, so that the two derivations check each other.
 
 mod backward;
+mod convert;
 mod extended;
 mod forward;
 mod gradients;
@@ -41,7 +42,5 @@ pub use backward::backward;
 pub use extended::{ExtendedGradients, extended_backward, extended_forward};
 pub use forward::{Output, forward};
 pub use gradients::{Gradients, OutputGradients};
-pub use problem::{
-    Activation, Adapter, CuSeqlens, Down, Inducer, Prefix, Problem, Up, VirtualKey, VirtualValue,
-};
+pub use problem::{Adapter, CuSeqlens, Down, Inducer, Prefix, Problem, Up, VirtualKey, VirtualValue};
 pub use tensor::Tensor;

@@ -2,6 +2,7 @@
 
 use super::Tensor;
 use crate::dropout::KeepMask;
+use crate::inducer::Activation;
 
 /// One call of inducer attention, in f64.
 ///
@@ -129,33 +130,6 @@ pub struct Up {
     pub weight: Tensor,
     /// b `[Hq, d]`.
     pub bias: Tensor,
-}
-
-/// The nonlinearity of an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Hyperbolic tangent.
-    Tanh,
-    /// None.
-    Identity,
-}
-
-impl Activation {
-    /// The activation of `x`.
-    pub fn of(self, x: f64) -> f64 {
-        match self {
-            Self::Tanh => x.tanh(),
-            Self::Identity => x,
-        }
-    }
-
-    /// The derivative, from the activation's value `y`.
-    pub fn derivative_at_value(self, y: f64) -> f64 {
-        match self {
-            Self::Tanh => 1.0 - y * y,
-            Self::Identity => 1.0,
-        }
-    }
 }
 
 impl Problem {

@@ -2,6 +2,7 @@
 
 use super::problem::{Adapter, Down, Inducer, Problem, Up, VirtualKey, VirtualValue};
 use super::tensor::{Tensor, add_scaled, dot};
+use crate::inducer::Activation;
 
 /// A batch entry, or one packed sequence: where its rows and keys lie, and how its positions relate.
 #[derive(Clone, Copy, Debug)]
@@ -309,7 +310,10 @@ fn project_down(down: &Down, head: usize, x: &[f64]) -> Vec<f64> {
     for (c, &x) in x.iter().enumerate() {
         add_scaled(&mut z, x, down.weight.row([head, c]));
     }
-    z.into_iter().map(|z| down.activation.of(z)).collect()
+    match down.activation {
+        Activation::Tanh => z.into_iter().map(f64::tanh).collect(),
+        Activation::Identity => z,
+    }
 }
 
 /// `h B + b`.

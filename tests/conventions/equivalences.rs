@@ -103,7 +103,7 @@ fn packed_is_padded() {
             assert_eq!(a.o.row([0, h, row]), e.o.row([b, h, i]));
             assert_eq!(a.lse[[0, h, row]], e.lse[[b, h, i]]);
             let (a, e) = (a.u.as_ref().expect("U"), e.u.as_ref().expect("U"));
-            assert_eq!(a.row([0, row, h]), e.row([b, i, h]));
+            assert_eq!(a.row([0, h, row]), e.row([b, h, i]));
         }
     }
     assert_eq!(a.o.row([0, 1, 5]), [0.0; 3]);
@@ -112,18 +112,18 @@ fn packed_is_padded() {
     let d_padded = OutputGradients {
         o: tensor(50, &[3, 2, 3, 3]),
         lse: Some(tensor(51, &[3, 2, 3])),
-        u: Some(tensor(52, &[3, 3, 2, 2])),
+        u: Some(tensor(52, &[3, 2, 3, 2])),
     };
     let mut d_packed = OutputGradients {
         o: pack(&d_padded.o, &rows_q, 2),
         lse: Some(Tensor::zeros(&[1, 2, 6])),
-        u: Some(Tensor::zeros(&[1, 6, 2, 2])),
+        u: Some(Tensor::zeros(&[1, 2, 6, 2])),
     };
     for (row, b, i) in rows_q {
         for h in 0..2 {
             let (lse, u) = (d_padded.lse.as_ref().expect("dLSE"), d_padded.u.as_ref().expect("dU"));
             d_packed.lse.as_mut().expect("dLSE")[[0, h, row]] = lse[[b, h, i]];
-            d_packed.u.as_mut().expect("dU").row_mut([0, row, h]).copy_from_slice(u.row([b, i, h]));
+            d_packed.u.as_mut().expect("dU").row_mut([0, h, row]).copy_from_slice(u.row([b, h, i]));
         }
     }
     let (a, e) = (backward(&packed, &d_packed), backward(&padded, &d_padded));

@@ -13,9 +13,8 @@ mod equivalences;
 mod masks;
 mod virtual_token;
 
-use inducer_attention::reference::{
-    Activation, Adapter, Down, Inducer, Problem, Tensor, Up, VirtualKey, VirtualValue,
-};
+use inducer_attention::Activation;
+use inducer_attention::reference::{Adapter, Down, Inducer, Problem, Tensor, Up, VirtualKey, VirtualValue};
 
 /// Deterministic values in [−1, 1).
 pub(crate) fn tensor(seed: usize, shape: &[usize]) -> Tensor {

@@ -68,7 +68,7 @@ fn lambda_is_a_softmax_weight() {
             assert!(close(extended.o[[0, h, i, c]], attn));
         }
         for r in 0..2 {
-            assert!(close(extended.u.as_ref().expect("U")[[0, i, h, r]], lambda * hidden[r]));
+            assert!(close(extended.u.as_ref().expect("U")[[0, h, i, r]], lambda * hidden[r]));
         }
     }
 }
