@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod call;
 pub mod config;
+pub mod cpu;
 pub mod dropout;
 pub mod error;
 pub mod inducer;

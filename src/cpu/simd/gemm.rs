@@ -1,0 +1,185 @@
+//! The matrix product that all attention products are made of.
+//!
+//! C (+)= A·B with B and C in rows of whole vectors and A read one scalar at a time, from wherever the caller keeps it
+//! and in either orientation, so that keys and values are used in place. A block of C of [`Vector::GEMM_ROWS`] rows and
+//! [`Vector::GEMM_VECTORS`] vectors lives in registers while k runs; each step costs one load per vector of B, one
+//! broadcast per row of A, and their product in multiply-adds.
+//!
+//! **Every element of C is one chain of multiply-adds in the order of k**, starting from zero or (with `accumulate`) from
+//! C. So its value depends on its row of A, its column of B and the instruction set alone: not on the sizes of the
+//! product, on where in it the element lies, or on how k is split over calls that accumulate.
+
+#![allow(unsafe_op_in_unsafe_fn, reason = "vector and pointer operations under the functions' contracts")]
+
+use super::vector::Vector;
+
+/// The operands of C (+)= A·B.
+///
+/// For [`gemm`] an element is an `f32`. For [`gemm_bf16`] an element of A and B is a pair of bfloat16, consecutive along
+/// the summed dimension (the first in the low half), `k` counts pairs, and C is `f32`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gemm {
+    /// Rows of A and C.
+    pub m: usize,
+    /// Columns of B and C, a multiple of [`Vector::LANES`].
+    pub n: usize,
+    /// Columns of A, rows of B.
+    pub k: usize,
+    /// A(0, 0), four bytes of any alignment.
+    pub a: *const u8,
+    /// Bytes from A(i, j) to A(i + 1, j).
+    pub a_row: isize,
+    /// Bytes from A(i, j) to A(i, j + 1).
+    pub a_col: isize,
+    /// B(0, 0); columns are adjacent.
+    pub b: *const f32,
+    /// Elements from B(i, j) to B(i + 1, j).
+    pub b_row: usize,
+    /// C(0, 0); columns are adjacent.
+    pub c: *mut f32,
+    /// Elements from C(i, j) to C(i + 1, j).
+    pub c_row: usize,
+    /// Adds to C instead of overwriting it.
+    pub accumulate: bool,
+}
+
+/// C (+)= A·B in `f32`.
+///
+/// # Safety
+///
+/// The contract of [`Vector`]; every element of A and B that the sizes name is readable, every one of C writable (and,
+/// to accumulate, readable), C overlaps neither; `n` is a multiple of [`Vector::LANES`].
+#[inline(always)]
+pub(super) unsafe fn gemm<V: Vector>(g: &Gemm) {
+    panels::<V, false>(g);
+}
+
+/// C (+)= A·B of pairs of bfloat16, accumulated in `f32`.
+///
+/// # Safety
+///
+/// As for [`gemm`].
+#[inline(always)]
+pub(super) unsafe fn gemm_bf16<V: Vector>(g: &Gemm) {
+    panels::<V, true>(g);
+}
+
+/// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by.
+const K_BLOCK: usize = 256;
+
+#[inline(always)]
+unsafe fn panels<V: Vector, const PAIRS: bool>(g: &Gemm) {
+    debug_assert!(g.n.is_multiple_of(V::LANES));
+    let mut from = 0;
+    loop {
+        let k = (g.k - from).min(K_BLOCK);
+        let block = Gemm {
+            k,
+            a: g.a.offset(from as isize * g.a_col),
+            b: g.b.add(from * g.b_row),
+            accumulate: g.accumulate || from > 0,
+            ..*g
+        };
+        let wide = V::GEMM_VECTORS * V::LANES;
+        let mut column = 0;
+        while column + wide <= g.n {
+            panel::<V, PAIRS, true>(&block, column);
+            column += wide;
+        }
+        while column < g.n {
+            panel::<V, PAIRS, false>(&block, column);
+            column += V::LANES;
+        }
+        from += k;
+        if from == g.k {
+            break;
+        }
+    }
+}
+
+/// All rows of a panel of columns. Rows are dealt out evenly: 13 rows are 7 + 6, not 12 + 1.
+#[inline(always)]
+unsafe fn panel<V: Vector, const PAIRS: bool, const WIDE: bool>(g: &Gemm, column: usize) {
+    let tiles = g.m.div_ceil(V::GEMM_ROWS);
+    let mut row = 0;
+    for tile in 0..tiles {
+        let rows = (g.m - row) / (tiles - tile);
+        let block = Gemm {
+            a: g.a.offset(row as isize * g.a_row),
+            b: g.b.add(column),
+            c: g.c.add(row * g.c_row + column),
+            ..*g
+        };
+        block_of_rows::<V, PAIRS, WIDE>(&block, rows);
+        row += rows;
+    }
+}
+
+/// One block of `rows` rows, by the instance of the micro-kernel for that number.
+#[inline(always)]
+unsafe fn block_of_rows<V: Vector, const PAIRS: bool, const WIDE: bool>(g: &Gemm, rows: usize) {
+    macro_rules! instances {
+        ($($rows:literal)*) => {
+            match rows {
+                $($rows if $rows <= V::GEMM_ROWS => {
+                    match (WIDE && V::GEMM_VECTORS == 2, g.a_row == 4) {
+                        (true, true) => micro::<V, PAIRS, true, $rows, 2>(g),
+                        (true, false) => micro::<V, PAIRS, false, $rows, 2>(g),
+                        (false, true) => micro::<V, PAIRS, true, $rows, 1>(g),
+                        (false, false) => micro::<V, PAIRS, false, $rows, 1>(g),
+                    }
+                })*
+                _ => {}
+            }
+        };
+    }
+    instances!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// The micro-kernel: a block of `ROWS` rows and `VECTORS` vectors of C. `ADJACENT` says that the rows of A are four bytes
+/// apart, which turns their offsets into constants.
+#[inline(always)]
+unsafe fn micro<
+    V: Vector,
+    const PAIRS: bool,
+    const ADJACENT: bool,
+    const ROWS: usize,
+    const VECTORS: usize,
+>(
+    g: &Gemm,
+) {
+    let mut acc = [[V::zero(); VECTORS]; ROWS];
+    if g.accumulate {
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                acc[r][v] = V::load(g.c.add(r * g.c_row + v * V::LANES));
+            }
+        }
+    }
+    let a_row = if ADJACENT { 4 } else { g.a_row };
+    let mut a = g.a;
+    let mut b = g.b;
+    for _ in 0..g.k {
+        let mut b_vectors = [V::zero(); VECTORS];
+        for v in 0..VECTORS {
+            b_vectors[v] = V::load(b.add(v * V::LANES));
+        }
+        for r in 0..ROWS {
+            let a_element = V::splat_unaligned(a.offset(r as isize * a_row));
+            for v in 0..VECTORS {
+                acc[r][v] = if PAIRS {
+                    V::dot_bf16(acc[r][v], a_element, b_vectors[v])
+                } else {
+                    V::fma(a_element, b_vectors[v], acc[r][v])
+                };
+            }
+        }
+        a = a.offset(g.a_col);
+        b = b.add(g.b_row);
+    }
+    for r in 0..ROWS {
+        for v in 0..VECTORS {
+            acc[r][v].store(g.c.add(r * g.c_row + v * V::LANES));
+        }
+    }
+}
