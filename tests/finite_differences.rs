@@ -10,7 +10,7 @@ use inducer_attention::Activation;
 use inducer_attention::dropout::KeepMask;
 use inducer_attention::reference::{
     Adapter, CuSeqlens, Down, Inducer, OutputGradients, Prefix, Problem, Tensor, Up, VirtualKey,
-    VirtualValue, backward, forward,
+    VirtualValue, backward, extended_backward, extended_forward, forward,
 };
 
 const STEP: f64 = 1.0 / 256.0;
@@ -306,4 +306,37 @@ fn everything_at_once() {
             inducer.adaptive_length = true;
         }
     });
+}
+
+/// What the caller makes of U, with an up projection per head and with one for all heads. It is bilinear, so that a
+/// central difference of any step has no truncation error.
+#[test]
+fn extended_projection() {
+    const WIDTH: usize = 5;
+    let mut values = Values(9);
+    for weight_shape in [&[Q_HEADS, VALUE_RANK + 1, WIDTH][..], &[VALUE_RANK + 1, WIDTH]] {
+        let inputs = [
+            values.tensor(&[BATCH, Q_HEADS, QUERIES, VALUE_RANK + 1]),
+            values.tensor(weight_shape),
+            values.tensor(&[WIDTH]),
+        ];
+        let d_y = values.tensor(&[BATCH, QUERIES, WIDTH]);
+        let gradients = extended_backward(&inputs[0], &inputs[1], &d_y);
+        let loss = |[u, weight, bias]: &[Tensor; 3]| -> f64 {
+            let y = extended_forward(u, weight, bias);
+            y.data.iter().zip(&d_y.data).map(|(y, d)| y * d).sum()
+        };
+        for (index, gradient) in [gradients.u, gradients.up_weight, gradients.up_bias].iter().enumerate() {
+            let differences = Tensor::from_fn(&gradient.shape, |element| {
+                let at = |x: f64| {
+                    let mut moved = inputs.clone();
+                    moved[index].data[element] = x;
+                    loss(&moved)
+                };
+                (at(1.0) - at(-1.0)) / 2.0
+            });
+            let error = gradient.relative_error(&differences);
+            assert!(error <= 1e-13, "input {index}: relative error {error:e}");
+        }
+    }
 }
