@@ -221,6 +221,18 @@ mod tests {
         }
     }
 
+    /// Eight rows of λ share a call, one entry each.
+    #[test]
+    fn lambda_takes_one_entry_per_row() {
+        let mask = KeepMask::new(0.5, 0x0123_4567_89ab_cdef);
+        let kept = |row: u32| {
+            let words = philox4x32_10([0, row / 8, 3, 2], [0x89ab_cdef, 0x0123_4567]);
+            let entry = row % 8;
+            (words[entry as usize / 2] >> (16 * (entry % 2))) & 0xffff < 32768
+        };
+        assert!((0..64).all(|row| mask.keep_lambda(3, row) == kept(row)));
+    }
+
     /// No two entries of a matrix share their bits: every (group, entry) is taken once.
     #[test]
     fn every_entry_has_bits_of_its_own() {

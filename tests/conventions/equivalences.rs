@@ -3,7 +3,8 @@
 use crate::{adapter, down, inducer, random, tensor};
 use inducer_attention::dropout::KeepMask;
 use inducer_attention::reference::{
-    CuSeqlens, Inducer, OutputGradients, Prefix, Tensor, VirtualKey, VirtualValue, backward, forward,
+    CuSeqlens, Inducer, OutputGradients, Prefix, Tensor, VirtualKey, VirtualValue, backward,
+    extended_backward, extended_forward, forward,
 };
 
 fn assert_same(a: &Tensor, b: &Tensor, name: &str) {
@@ -139,4 +140,18 @@ fn packed_is_padded() {
     for ((name, a), (_, e)) in a.named().into_iter().zip(e.named()).skip(3) {
         assert_same(a, e, name);
     }
+}
+
+/// An up projection shared by the heads is the same one for each head.
+#[test]
+fn a_shared_up_projection_is_repeated() {
+    let u = tensor(1, &[2, 3, 4, 2]);
+    let (shared, bias) = (tensor(2, &[2, 5]), tensor(3, &[5]));
+    let repeated = Tensor::new(&[3, 2, 5], shared.data.repeat(3));
+    assert_eq!(extended_forward(&u, &shared, &bias), extended_forward(&u, &repeated, &bias));
+    let d_y = tensor(4, &[2, 4, 5]);
+    let (a, e) = (extended_backward(&u, &shared, &d_y), extended_backward(&u, &repeated, &d_y));
+    assert_eq!(a.u, e.u);
+    let sum = Tensor::from_fn(&[2, 5], |i| (0..3).map(|h| e.up_weight.data[h * 10 + i]).sum());
+    assert_same(&a.up_weight, &sum, "up_weight");
 }
