@@ -1,10 +1,11 @@
 //! Every gradient of every family member agrees with finite differences of the forward pass.
 //!
 //! The loss is a random linear function of O, lse and U. Each element of each tensor is moved to `x ± h`, `x ± 2h`, and
-//! the five-point central difference is held against the analytic gradient. With `h = 2⁻⁸` its truncation error,
-//! `h⁴/30` times the fifth derivative, is about `1e-11` times that derivative, which here is of order 1 to 100; its
-//! rounding error is about `1e-16 / h ≈ 3e-14` times the loss. So `1e-8`, relative to the gradient's norm, is some ten
-//! times what the method itself leaves (the largest difference seen is 1.5e-9), and any wrong term is many orders above it.
+//! the five-point central difference is held against the analytic gradient. With `h = 2⁻⁹` its truncation error is
+//! `h⁴/30 ≈ 5e-13` times the fifth derivative, which here is of order 1 to 100, and its rounding error about
+//! `1e-16 / h ≈ 6e-14` times the loss. The largest difference seen, relative to the gradient's norm, is 1.5e-10 (16
+//! times that at twice the step: it is truncation). So `1e-9` is some ten times what the method itself leaves, and any
+//! wrong term is orders above it.
 
 use inducer_attention::Activation;
 use inducer_attention::dropout::KeepMask;
@@ -13,8 +14,8 @@ use inducer_attention::reference::{
     VirtualValue, backward, extended_backward, extended_forward, forward,
 };
 
-const STEP: f64 = 1.0 / 256.0;
-const TOLERANCE: f64 = 1e-8;
+const STEP: f64 = 1.0 / 512.0;
+const TOLERANCE: f64 = 1e-9;
 
 const BATCH: usize = 2;
 const Q_HEADS: usize = 4;
