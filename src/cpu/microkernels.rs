@@ -104,6 +104,10 @@ impl MicroKernels {
         let kernel = match function {
             Function::Exp2 => self.0.exp2,
             Function::Exp2Bf16 => self.0.exp2_bf16,
+            Function::Exp => self.0.exp,
+            Function::Ln => self.0.ln,
+            Function::Tanh => self.0.tanh,
+            Function::Sigmoid => self.0.sigmoid,
         };
         // SAFETY: both slices have the length; the table is of an available instruction set.
         unsafe { kernel(x.as_ptr(), y.as_mut_ptr(), x.len()) };
@@ -117,9 +121,17 @@ pub enum Function {
     Exp2,
     /// 2^x for results that are rounded to 16 bits.
     Exp2Bf16,
+    /// e^x.
+    Exp,
+    /// ln x.
+    Ln,
+    /// tanh x.
+    Tanh,
+    /// 1/(1 + e^−x).
+    Sigmoid,
 }
 
 impl Function {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Exp2, Self::Exp2Bf16];
+    pub const ALL: [Self; 6] = [Self::Exp2, Self::Exp2Bf16, Self::Exp, Self::Ln, Self::Tanh, Self::Sigmoid];
 }

@@ -144,6 +144,10 @@ impl Vector for Avx2 {
         Self(_mm256_or_ps(self.abs().0, _mm256_and_ps(_mm256_set1_ps(-0.0), sign.0)))
     }
     #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0))
+    }
+    #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
         let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -158,6 +158,10 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
         )))
     }
     #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0))
+    }
+    #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
         _mm512_reduce_add_ps(self.0)
     }

@@ -21,6 +21,7 @@ mod avx2;
 mod avx512;
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod pack;
 mod peak;
 mod portable;
 mod table;

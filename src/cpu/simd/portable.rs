@@ -124,6 +124,13 @@ impl Vector for Portable {
         Self(lanes!(x = self.0, s = sign.0 => x.copysign(s)))
     }
     #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // The sum has no room for a fraction. `f32::round_ties_even` is a library call where the target has no
+        // instruction for it.
+        const SHIFT: f32 = 12_582_912.0;
+        Self(lanes!(x = self.0 => (x + SHIFT) - SHIFT))
+    }
+    #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
         let x = self.0;
         ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))

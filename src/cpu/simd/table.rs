@@ -5,6 +5,7 @@
 //! [`Kernels`] and, for every instruction set, a `#[target_feature]` function that the kernel is inlined into.
 
 use super::gemm::Gemm;
+use super::pack::{Natural, NaturalMut};
 use super::portable::Portable;
 use super::vector::Vector;
 
@@ -21,6 +22,28 @@ macro_rules! with_kernels {
             exp2: (x: *const f32, y: *mut f32, len: usize) = super::math::exp2_slice;
             /// y ≈ 2^x over `len` elements, see [`super::math::exp2_bf16`].
             exp2_bf16: (x: *const f32, y: *mut f32, len: usize) = super::math::exp2_bf16_slice;
+            /// y = e^x over `len` elements, see [`super::math::exp`].
+            exp: (x: *const f32, y: *mut f32, len: usize) = super::math::exp_slice;
+            /// y = ln x over `len` elements, see [`super::math::ln`].
+            ln: (x: *const f32, y: *mut f32, len: usize) = super::math::ln_slice;
+            /// y = tanh x over `len` elements, see [`super::math::tanh`].
+            tanh: (x: *const f32, y: *mut f32, len: usize) = super::math::tanh_slice;
+            /// y = 1/(1 + e^−x) over `len` elements, see [`super::math::sigmoid`].
+            sigmoid: (x: *const f32, y: *mut f32, len: usize) = super::math::sigmoid_slice;
+            /// Columns of a natural matrix to rows of `f32`, see [`super::pack::pack_transposed`].
+            pack_transposed: (src: &Natural, dst: *mut f32, ld: usize, scale: f32) = super::pack::pack_transposed;
+            /// Pairs of columns to rows of pairs, see [`super::pack::pack_transposed_pairs_bf16`].
+            pack_transposed_pairs_bf16: (src: &Natural, dst: *mut f32, ld: usize, scale: f32) = super::pack::pack_transposed_pairs_bf16;
+            /// Natural of `f32` to columns of a natural matrix, see [`super::pack::unpack_transposed`].
+            unpack_transposed: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::unpack_transposed;
+            /// The same, adding, see [`super::pack::unpack_transposed_add`].
+            unpack_transposed_add: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::unpack_transposed_add;
+            /// Natural rows to rows of `f32`, see [`super::pack::widen_rows`].
+            widen_rows: (src: &Natural, dst: *mut f32, ld: usize, scale: f32) = super::pack::widen_rows;
+            /// Natural of `f32` to natural rows, see [`super::pack::narrow_rows`].
+            narrow_rows: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::narrow_rows;
+            /// Pairs of natural rows to rows of pairs, see [`super::pack::interleave_rows_bf16`].
+            interleave_rows_bf16: (src: &Natural, dst: *mut f32, ld: usize) = super::pack::interleave_rows_bf16;
             /// The most multiply-adds a core can do, see [`super::peak::fma_peak`].
             fma_peak: (steps: usize, out: *mut f32) = super::peak::fma_peak;
             /// The most bfloat16 dot products a core can do, see [`super::peak::dot_peak`].

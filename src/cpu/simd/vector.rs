@@ -79,6 +79,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn abs(self) -> Self;
     /// Magnitude of `self`, sign bit of `sign`.
     unsafe fn copy_sign(self, sign: Self) -> Self;
+    /// The nearest integer, ties to even. For |x| < 2²²; NaN gives NaN.
+    unsafe fn round(self) -> Self;
     /// Sum of all lanes, in a fixed order.
     unsafe fn reduce_add(self) -> f32;
     /// Largest lane; unspecified which value where a lane is NaN.
@@ -89,8 +91,8 @@ pub(crate) trait Vector: Copy {
     /// Splits `x` for 2^x: the fraction `x − ⌊x⌋` in [0, 1], and an exponent for [`Vector::exp2_scale`]. The fraction
     /// is finite for infinite `x` and NaN for NaN.
     unsafe fn exp2_split(x: Self) -> (Self, Self);
-    /// `p · 2^⌊x⌋` for `p` in [1, 2] and the exponent that [`Vector::exp2_split`] made of `x`: 0 for −∞, ∞ where it
-    /// overflows. Results below 2⁻¹²⁶ may be flushed to zero.
+    /// `p · 2^⌊x⌋` for normal `p` and the exponent that [`Vector::exp2_split`] made of `x` (or any integer from −126 to
+    /// 127): 0 for −∞, ∞ where it overflows. For `p` in [1, 2] results below 2⁻¹²⁶ may be flushed to zero.
     unsafe fn exp2_scale(p: Self, exponent: Self) -> Self;
 
     // Masks.
