@@ -633,6 +633,7 @@ fn gcd(a: usize, b: usize) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "elements are small integers")]
 mod tests {
     use super::*;
 

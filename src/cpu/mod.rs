@@ -1,8 +1,113 @@
-//! The CPU engine.
+//! The CPU engine: flash-style tiles on all cores.
+//!
+//! Queries lie in the lanes of vectors: scores are formed transposed, a tile `[keys][queries]` at a time, so that the
+//! softmax needs no operation across lanes and K and V are read in place, element by element, as the broadcast factor of a
+//! matrix product. Everything a tile does is one micro-kernel (`simd::gemm`) and a handful of lane-wise loops (`kernels`).
+//!
+//! A row's result is a fixed sequence of operations in its own lane. It depends neither on the number of threads nor on the
+//! other rows of the tile, the batch or the packing.
 
+mod backward;
+mod forward;
+mod kernels;
+mod key_source;
+mod masked;
+mod moves;
+mod query_tile;
 pub(crate) mod simd;
+mod slots;
+mod workspace;
 
 #[doc(hidden)]
 pub mod microkernels;
 
 pub use simd::InstructionSet;
+pub use workspace::Workspace;
+
+use crate::attention::Problem;
+use crate::call::{Backward, Forward};
+use crate::error::{Error, Result};
+use simd::Kernels;
+use workspace::Carver;
+
+/// The CPU engine with the kernels of one instruction set.
+///
+/// Work runs on the rayon pool that the caller is in, or the global one.
+#[derive(Clone, Copy)]
+pub struct Engine {
+    kernels: &'static Kernels,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({:?})", self.kernels.set)
+    }
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::detect()
+    }
+}
+
+impl Engine {
+    /// The engine with the best instruction set of this processor.
+    pub fn detect() -> Self {
+        Self { kernels: Kernels::detect() }
+    }
+
+    /// The engine with a given instruction set, if this processor has it.
+    pub fn with(set: InstructionSet) -> Option<Self> {
+        Kernels::for_set(set).map(|kernels| Self { kernels })
+    }
+
+    /// Which instruction set it uses.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.kernels.set
+    }
+
+    /// Bytes of workspace that a forward of this problem needs on the current rayon pool.
+    pub fn forward_workspace(&self, problem: &Problem<'_>) -> usize {
+        let mut carver = Carver::measuring();
+        forward::ForwardPlan::carve(self.kernels, problem, None, &mut carver);
+        carver.used()
+    }
+
+    /// Bytes of workspace that a backward of this problem, with all gradients, needs on the current rayon pool.
+    pub fn backward_workspace(&self, problem: &Problem<'_>) -> usize {
+        let mut carver = Carver::measuring();
+        backward::BackwardPlan::carve(self.kernels, problem, None, &mut carver);
+        carver.used()
+    }
+
+    /// Computes O and whatever else the call has room for.
+    ///
+    /// # Errors
+    /// [`Error::WorkspaceTooSmall`], before anything is written.
+    #[allow(clippy::needless_pass_by_value, reason = "a call is made once: its outputs are lent for it")]
+    pub fn forward(&self, call: Forward<'_, '_, '_>, workspace: &mut Workspace) -> Result<()> {
+        check(workspace, self.forward_workspace(call.problem))?;
+        let mut carver = workspace.carver();
+        forward::ForwardPlan::carve(self.kernels, call.problem, Some(&call), &mut carver).run();
+        Ok(())
+    }
+
+    /// Computes the gradients that the call has room for.
+    ///
+    /// # Errors
+    /// [`Error::WorkspaceTooSmall`], before anything is written.
+    #[allow(clippy::needless_pass_by_value, reason = "a call is made once: its outputs are lent for it")]
+    pub fn backward(&self, call: Backward<'_, '_, '_>, workspace: &mut Workspace) -> Result<()> {
+        check(workspace, self.backward_workspace(call.problem))?;
+        let mut carver = workspace.carver();
+        backward::BackwardPlan::carve(self.kernels, call.problem, Some(&call), &mut carver).run();
+        Ok(())
+    }
+}
+
+fn check(workspace: &Workspace, needed: usize) -> Result<()> {
+    if workspace.bytes() < needed {
+        return Err(Error::WorkspaceTooSmall { got: workspace.bytes(), needed });
+    }
+    Ok(())
+}

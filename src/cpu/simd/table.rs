@@ -8,6 +8,10 @@ use super::gemm::Gemm;
 use super::pack::{Natural, NaturalMut};
 use super::portable::Portable;
 use super::vector::Vector;
+use crate::cpu::kernels::gradient::{GradientTile, RoundTile};
+use crate::cpu::kernels::inducer::{InducerGradientTile, InducerTile};
+use crate::cpu::kernels::score::{ScoreTile, Transform};
+use crate::cpu::kernels::softmax::SoftmaxTile;
 
 /// Hands the list of kernels, preceded by the given tokens, to another macro. Types must be in scope here.
 macro_rules! with_kernels {
@@ -44,6 +48,32 @@ macro_rules! with_kernels {
             narrow_rows: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::narrow_rows;
             /// Pairs of natural rows to rows of pairs, see [`super::pack::interleave_rows_bf16`].
             interleave_rows_bf16: (src: &Natural, dst: *mut f32, ld: usize) = super::pack::interleave_rows_bf16;
+            /// −∞ where keys are hidden, see [`score::mask`].
+            mask: (t: &ScoreTile, lo: *const i32, hi: *const i32) = crate::cpu::kernels::score::mask;
+            /// Softcap and ALiBi, see [`score::transform`].
+            transform: (t: &ScoreTile, f: &Transform) = crate::cpu::kernels::score::transform;
+            /// One step of the online softmax, see [`softmax::softmax`].
+            softmax: (t: &SoftmaxTile) = crate::cpu::kernels::softmax::softmax;
+            /// Rows times a factor per lane, see [`softmax::scale_lanes`].
+            scale_lanes: (x: *mut f32, rows: usize, lanes: usize, factor: *const f32) = crate::cpu::kernels::softmax::scale_lanes;
+            /// The softmax's end, see [`softmax::finish`].
+            softmax_finish: (max: *const f32, sum: *const f32, lanes: usize, inverse: *mut f32, lse: *mut f32) = crate::cpu::kernels::softmax::finish;
+            /// P and dS of a tile, see [`gradient::gradient`].
+            gradient: (t: &GradientTile) = crate::cpu::kernels::gradient::gradient;
+            /// Tiles rounded to bfloat16, see [`gradient::round_bf16`].
+            round_bf16: (t: &RoundTile) = crate::cpu::kernels::gradient::round_bf16;
+            /// Virtual tokens, see [`inducer::inducer_forward`].
+            inducer_forward: (t: &InducerTile) = crate::cpu::kernels::inducer::inducer_forward;
+            /// Gradients of virtual tokens, see [`inducer::inducer_backward`].
+            inducer_backward: (t: &InducerGradientTile) = crate::cpu::kernels::inducer::inducer_backward;
+            /// Dot products of columns, see [`inducer::dot_rows`].
+            dot_rows: (a: *const f32, b: *const f32, rows: usize, lanes: usize, out: *mut f32) = crate::cpu::kernels::inducer::dot_rows;
+            /// A copy times a factor per lane, see [`inducer::scaled_copy`].
+            scaled_copy: (x: *const f32, y: *mut f32, rows: usize, lanes: usize, factor: *const f32) = crate::cpu::kernels::inducer::scaled_copy;
+            /// Sums of rows, see [`inducer::add_row_sums`].
+            add_row_sums: (x: *const f32, rows: usize, lanes: usize, sums: *mut f32) = crate::cpu::kernels::inducer::add_row_sums;
+            /// Whether all is finite, see [`finite::all_finite`].
+            all_finite: (rows: &Natural, finite: *mut bool) = crate::cpu::kernels::finite::all_finite;
             /// The most multiply-adds a core can do, see [`super::peak::fma_peak`].
             fma_peak: (steps: usize, out: *mut f32) = super::peak::fma_peak;
             /// The most bfloat16 dot products a core can do, see [`super::peak::dot_peak`].

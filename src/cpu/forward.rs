@@ -1,0 +1,576 @@
+//! The forward: one pass over the keys per tile of queries, the virtual token folded in at its end.
+
+use rayon::prelude::*;
+
+use super::kernels::inducer::{InducerTile, Value};
+use super::kernels::score::{ScoreTile, Transform};
+use super::kernels::softmax::SoftmaxTile;
+use super::key_source::KeySource;
+use super::masked::{Pairing, Visible, gemm_visible};
+use super::moves::{self, Rows, RowsMut};
+use super::query_tile::{DropoutTile, Lanes, Segment, for_each_segment, keep_mask, segment_rows};
+use super::simd::Kernels;
+use super::simd::gemm::Gemm;
+use super::slots::Slots;
+use super::workspace::{Carver, Floats};
+use crate::attention::Problem;
+use crate::call::Forward;
+use crate::tensor::{DType, TensorMut};
+
+/// Queries per tile. Q, O and a tile of scores stay in the second-level cache beside K and V.
+const QUERY_TILE: usize = 64;
+/// Keys per tile.
+const KEY_TILE: usize = 256;
+
+/// What a forward call needs to know and where its scratch lies.
+pub(super) struct ForwardPlan<'c, 'p, 'a> {
+    kernels: &'static Kernels,
+    problem: &'c Problem<'a>,
+    slots: Slots,
+    scratch: Scratch,
+    call: Option<&'c Forward<'p, 'a, 'c>>,
+}
+
+/// Scratch of all threads: equal pieces, one behind the other.
+#[derive(Clone, Copy)]
+struct Scratch {
+    base: Floats,
+    floats_each: usize,
+}
+
+/// One thread's scratch.
+#[derive(Clone, Copy)]
+struct ThreadScratch {
+    /// Qᵀ `[d][QUERY_TILE]`.
+    qt: Floats,
+    /// Q as pairs of bf16 `[d/2][QUERY_TILE]`.
+    q_pairs: Floats,
+    /// Scores `[KEY_TILE][QUERY_TILE]`.
+    s: Floats,
+    /// Probabilities as pairs of bf16 `[KEY_TILE/2][QUERY_TILE]`.
+    p_pairs: Floats,
+    /// Oᵀ `[d][QUERY_TILE]`.
+    ot: Floats,
+    /// A tile of K or V in the form that the products read.
+    kv: Floats,
+    /// The inducer's products.
+    z: Floats,
+    /// Rows that multiply the value slot.
+    f: Floats,
+    lanes: Lanes,
+}
+
+/// How the two large products are computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Products {
+    /// In f32, K and V read in place.
+    F32,
+    /// In f32, K and V widened tile by tile.
+    Widened,
+    /// As dot products of bf16 pairs.
+    Bf16,
+}
+
+fn products(problem: &Problem<'_>, kernels: &Kernels) -> Products {
+    match problem.dtype() {
+        DType::F32 => Products::F32,
+        DType::BF16 if kernels.bf16_dot => Products::Bf16,
+        DType::F16 | DType::BF16 => Products::Widened,
+    }
+}
+
+impl ThreadScratch {
+    fn carve(problem: &Problem<'_>, kernels: &Kernels, slots: &Slots, carver: &mut Carver) -> Self {
+        let d = problem.head_dim();
+        let products = products(problem, kernels);
+        let pairs = |n: usize| if products == Products::Bf16 { n } else { 0 };
+        Self {
+            qt: carver.floats(d * QUERY_TILE),
+            q_pairs: carver.floats(pairs(d.div_ceil(2) * QUERY_TILE)),
+            s: carver.floats(KEY_TILE * QUERY_TILE),
+            p_pairs: carver.floats(pairs(KEY_TILE / 2 * QUERY_TILE)),
+            ot: carver.floats(d * QUERY_TILE),
+            kv: carver.floats(match products {
+                Products::F32 => 0,
+                Products::Widened | Products::Bf16 => KEY_TILE * d.next_multiple_of(kernels.lanes),
+            }),
+            z: carver.floats(slots.shape.key_slot_rows() * QUERY_TILE),
+            f: carver.floats((slots.shape.value_rank + 1) * QUERY_TILE),
+            lanes: Lanes::carve(QUERY_TILE, carver),
+        }
+    }
+}
+
+impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
+    /// Carves the workspace for a call, or measures it.
+    pub(super) fn carve(
+        kernels: &'static Kernels,
+        problem: &'c Problem<'a>,
+        call: Option<&'c Forward<'p, 'a, 'c>>,
+        carver: &mut Carver,
+    ) -> Self {
+        let slots = Slots::carve(problem, carver);
+        let mut one = Carver::measuring();
+        ThreadScratch::carve(problem, kernels, &slots, &mut one);
+        let floats_each = one.used() / size_of::<f32>();
+        let base = carver.floats(floats_each * rayon::current_num_threads());
+        Self { kernels, problem, slots, scratch: Scratch { base, floats_each }, call }
+    }
+
+    /// Runs the call.
+    pub(super) fn run(&self) {
+        let problem = self.problem;
+        // SAFETY: the slots were carved for this problem, and no task runs yet.
+        unsafe { self.slots.pack(problem) };
+        let tiles = problem.rows().div_ceil(QUERY_TILE);
+        let heads = problem.query_heads();
+        (0..problem.batch() * heads * tiles).into_par_iter().for_each(|task| {
+            let (batch, rest) = (task / (heads * tiles), task % (heads * tiles));
+            let (head, tile) = (rest / tiles, rest % tiles);
+            let start = tile * QUERY_TILE;
+            let end = (start + QUERY_TILE).min(problem.rows());
+            let thread = rayon::current_thread_index().unwrap_or(0);
+            let scratch = self.thread_scratch(thread);
+            let covered = for_each_segment(problem, batch, head, (start, end), |segment| {
+                // SAFETY: a pool's threads have distinct indices, and a task runs on one thread from beginning to end
+                // (it starts no further tasks), so that no one else uses this scratch. Tasks write disjoint rows.
+                unsafe { self.run_segment(&scratch, &segment) };
+            });
+            self.fill_padding(batch, head, covered, end);
+        });
+    }
+
+    fn thread_scratch(&self, thread: usize) -> ThreadScratch {
+        let mut carver = Carver::over(self.scratch.base.at(thread * self.scratch.floats_each));
+        ThreadScratch::carve(self.problem, self.kernels, &self.slots, &mut carver)
+    }
+
+    fn call(&self) -> &'c Forward<'p, 'a, 'c> {
+        self.call.expect("a plan that runs was carved for a call")
+    }
+
+    /// Outputs of rows that belong to no sequence.
+    fn fill_padding(&self, batch: usize, head: usize, start: usize, end: usize) {
+        if start >= end {
+            return;
+        }
+        let out = &self.call().outputs;
+        let zero = |t: &TensorMut<'_, 4>| {
+            let rows =
+                RowsMut { ptr: t.at([batch, head, start, 0]), stride: t.stride_bytes(2), dtype: t.dtype() };
+            // SAFETY: these rows of the output belong to this task.
+            unsafe { moves::fill(rows, end - start, t.shape()[3], 0.0) };
+        };
+        zero(&out.o);
+        out.u.iter().for_each(zero);
+        out.attn.iter().for_each(zero);
+        if let Some(lse) = &out.lse {
+            let rows =
+                RowsMut { ptr: lse.at([batch, head, start]), stride: lse.stride_bytes(2), dtype: DType::F32 };
+            // SAFETY: as above.
+            unsafe { moves::fill(rows, end - start, 1, f32::NEG_INFINITY) };
+        }
+    }
+
+    /// # Safety
+    /// The scratch is this task's alone, and so are the segment's rows of the outputs.
+    unsafe fn run_segment(&self, scratch: &ThreadScratch, segment: &Segment) {
+        let (k, problem, d) = (self.kernels, self.problem, self.problem.head_dim());
+        let lanes = segment.rows.next_multiple_of(k.lanes);
+        let v = &scratch.lanes;
+        let a = problem.attention();
+        let (qt, ot) = (scratch.qt.at(0), scratch.ot.at(0));
+        let q = segment_rows(&a.q, segment);
+        // SAFETY: scratch was carved for these sizes, rows come from validated views; the table's instruction set is there.
+        unsafe {
+            v.set_rows(segment, lanes);
+            moves::load_transposed(k, q, segment.rows, d, qt, lanes);
+            if self.slots.shape.is_some() {
+                v.set_inducer(problem, segment, lanes);
+                self.inducer_products(scratch, segment.head, lanes);
+            }
+            for lane in 0..lanes {
+                *v.max().add(lane) = f32::NEG_INFINITY;
+                *v.sum().add(lane) = 0.0;
+            }
+            let scale = self.prepare_queries(scratch, q, segment.rows, lanes);
+            let mut first = true;
+            let sources = [KeySource::prefix(problem, segment), KeySource::keys(problem, segment)];
+            for source in sources.into_iter().flatten() {
+                for (from, to, masked) in source.tiles(KEY_TILE) {
+                    self.run_tile(scratch, segment, &source, (from, to), masked, scale, lanes, first);
+                    first = false;
+                }
+            }
+            (k.softmax_finish)(v.max(), v.sum(), lanes, v.inverse(), v.lse());
+            if first {
+                for c in 0..d {
+                    std::slice::from_raw_parts_mut(ot.add(c * lanes), lanes).fill(0.0);
+                }
+            } else {
+                (k.scale_lanes)(ot, d, lanes, v.inverse());
+            }
+            self.finish_segment(scratch, segment, lanes);
+        }
+    }
+
+    /// z = key slot · Qᵀ and Q·Q.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment), with Qᵀ in place.
+    unsafe fn inducer_products(&self, scratch: &ThreadScratch, head: usize, lanes: usize) {
+        let (k, d) = (self.kernels, self.problem.head_dim());
+        let qt = scratch.qt.at(0);
+        // SAFETY: the slot has key_slot_rows rows of d floats, z as many of `lanes`.
+        unsafe {
+            (k.gemm)(&Gemm {
+                m: self.slots.shape.key_slot_rows(),
+                n: lanes,
+                k: d,
+                a: self.slots.head(head).key.cast(),
+                a_row: (d * 4) as isize,
+                a_col: 4,
+                b: qt,
+                b_row: lanes,
+                c: scratch.z.at(0),
+                c_row: lanes,
+                accumulate: false,
+            });
+            (k.dot_rows)(qt, qt, d, lanes, scratch.lanes.qq());
+        }
+    }
+
+    /// Makes Q what the scores are formed from, and returns what brings those to units of log2, not negative.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment), with Qᵀ in place.
+    unsafe fn prepare_queries(&self, scratch: &ThreadScratch, q: Rows, rows: usize, lanes: usize) -> f32 {
+        let (k, d) = (self.kernels, self.problem.head_dim());
+        let pairs = products(self.problem, k) == Products::Bf16;
+        let scale = self.problem.softmax_scale() * std::f32::consts::LOG2_E;
+        // SAFETY: scratch was carved for these sizes.
+        unsafe {
+            if pairs {
+                moves::load_transposed_pairs(k, q, rows, d, scratch.q_pairs.at(0), lanes);
+            }
+            if transforms(self.problem) {
+                return 1.0;
+            }
+            if scale > 0.0 {
+                return scale;
+            }
+            // The softmax takes the maximum before it scales, so a negative scale moves into Q.
+            let (x, n) = if pairs { (scratch.q_pairs.at(0), d.div_ceil(2)) } else { (scratch.qt.at(0), d) };
+            for r in 0..n {
+                for lane in 0..lanes {
+                    let p = x.add(r * lanes + lane).cast::<u32>();
+                    *p = match (scale < 0.0, pairs) {
+                        (true, true) => *p ^ 0x8000_8000,
+                        (true, false) => *p ^ 0x8000_0000,
+                        (false, _) => 0,
+                    };
+                }
+            }
+        }
+        if scale < 0.0 { -scale } else { 1.0 }
+    }
+
+    /// One tile of keys: scores, softmax, and their part of O.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment); the keys are in the source.
+    #[allow(clippy::too_many_arguments, reason = "the loop's own state")]
+    unsafe fn run_tile(
+        &self,
+        scratch: &ThreadScratch,
+        segment: &Segment,
+        source: &KeySource,
+        (from, to): (usize, usize),
+        masked: bool,
+        scale: f32,
+        lanes: usize,
+        first: bool,
+    ) {
+        let (k, problem, d) = (self.kernels, self.problem, self.problem.head_dim());
+        let v = &scratch.lanes;
+        let keys = to - from;
+        let s = scratch.s.at(0);
+        let products = products(problem, k);
+        let pairs = products == Products::Bf16;
+        // SAFETY: scratch was carved for these sizes, keys lie in validated views.
+        unsafe {
+            let key_rows = self.factor_rows(products, source.k.from(from), keys, scratch);
+            let gemm = if pairs { k.gemm_bf16 } else { k.gemm };
+            gemm(&Gemm {
+                m: keys,
+                n: lanes,
+                k: if pairs { d.div_ceil(2) } else { d },
+                a: key_rows.ptr,
+                a_row: key_rows.stride as isize,
+                a_col: 4,
+                b: if pairs { scratch.q_pairs.at(0) } else { scratch.qt.at(0) },
+                b_row: lanes,
+                c: s,
+                c_row: lanes,
+                accumulate: false,
+            });
+            let tile = ScoreTile { s, keys, lanes, first_key: from as i32 };
+            if transforms(problem) {
+                (k.transform)(&tile, &transform(problem, segment, source.positioned, v));
+            }
+            if masked {
+                (k.mask)(&tile, v.lo(), v.hi());
+            }
+            let dropout = keep_mask(problem);
+            // Rows that see different keys must not meet in a product where one of those keys is not finite.
+            let finite = !masked || moves::all_finite(k, source.v.from(from), keys, d);
+            let fused_pairs = pairs && dropout.is_none() && finite;
+            let mut rescale = false;
+            (k.softmax)(&SoftmaxTile {
+                s,
+                keys,
+                lanes,
+                scale,
+                max: v.max(),
+                sum: v.sum(),
+                alpha: v.alpha(),
+                rescale: &raw mut rescale,
+                pairs: if fused_pairs { scratch.p_pairs.at(0) } else { std::ptr::null_mut() },
+            });
+            if rescale && !first {
+                (k.scale_lanes)(scratch.ot.at(0), d, lanes, v.alpha());
+            }
+            if let Some((mask, factor)) = dropout {
+                DropoutTile {
+                    mask,
+                    scale: factor,
+                    stream: source.stream,
+                    head: segment.dropout_head(problem),
+                    first_row: segment.row,
+                    rows: segment.rows,
+                    first_key: from,
+                    keys,
+                }
+                .for_each(|key, lane, factor| *s.add(key * lanes + lane) *= factor);
+            }
+            self.add_values(scratch, source.v.from(from), (from, keys), lanes, first, finite, fused_pairs);
+        }
+    }
+
+    /// Oᵀ += Vᵀ·P.
+    ///
+    /// # Safety
+    /// As for [`run_tile`](Self::run_tile).
+    #[allow(clippy::too_many_arguments, reason = "the loop's own state")]
+    unsafe fn add_values(
+        &self,
+        scratch: &ThreadScratch,
+        values: Rows,
+        (from, keys): (usize, usize),
+        lanes: usize,
+        first: bool,
+        finite: bool,
+        fused_pairs: bool,
+    ) {
+        let (k, d) = (self.kernels, self.problem.head_dim());
+        let products = products(self.problem, k);
+        let s = scratch.s.at(0);
+        // SAFETY: scratch was carved for these sizes, keys lie in validated views.
+        unsafe {
+            let mut product = Gemm {
+                m: d,
+                n: lanes,
+                k: keys,
+                a: std::ptr::null(),
+                a_row: 4,
+                a_col: 0,
+                b: s,
+                b_row: lanes,
+                c: scratch.ot.at(0),
+                c_row: lanes,
+                accumulate: !first,
+            };
+            if !finite {
+                let (lo, hi) = (scratch.lanes.lo(), scratch.lanes.hi());
+                let visible = Visible { lo, hi, first_key: from };
+                gemm_visible(&product, values, &visible, Pairing::KeysSummed);
+                return;
+            }
+            if products == Products::Bf16 {
+                if !fused_pairs {
+                    (k.round_bf16)(&super::kernels::gradient::RoundTile {
+                        x: s,
+                        keys,
+                        lanes,
+                        rows: std::ptr::null_mut(),
+                        pairs: scratch.p_pairs.at(0),
+                    });
+                }
+                let padded = d.next_multiple_of(k.lanes);
+                moves::interleave_rows(k, values, keys, d, scratch.kv.at(0), padded);
+                product.k = keys.div_ceil(2);
+                product.a = scratch.kv.at(0).cast();
+                product.a_col = (padded * 4) as isize;
+                product.b = scratch.p_pairs.at(0);
+                (k.gemm_bf16)(&product);
+                return;
+            }
+            let rows = self.factor_rows(products, values, keys, scratch);
+            product.a = rows.ptr;
+            product.a_col = rows.stride as isize;
+            (k.gemm)(&product);
+        }
+    }
+
+    /// Rows of K or V in a form whose elements a product can broadcast: in place where possible.
+    ///
+    /// # Safety
+    /// `n` rows are readable; the scratch holds a tile of them.
+    unsafe fn factor_rows(&self, products: Products, rows: Rows, n: usize, scratch: &ThreadScratch) -> Rows {
+        let d = self.problem.head_dim();
+        let to = scratch.kv.at(0);
+        match products {
+            Products::F32 => rows,
+            Products::Bf16 if d.is_multiple_of(2) => rows,
+            Products::Bf16 => {
+                let padded = d + 1;
+                // SAFETY: the scratch holds KEY_TILE rows of `padded` elements.
+                unsafe { moves::pad_rows_bf16(rows, n, d, to.cast(), padded) };
+                Rows { ptr: to.cast::<u8>(), stride: padded * 2, dtype: DType::BF16 }
+            }
+            Products::Widened => {
+                let padded = d.next_multiple_of(self.kernels.lanes);
+                // SAFETY: the scratch holds KEY_TILE rows of `padded` floats.
+                unsafe { moves::widen(self.kernels, rows, n, d, to, padded) };
+                Rows { ptr: to.cast::<u8>(), stride: padded * 4, dtype: DType::F32 }
+            }
+        }
+    }
+
+    /// Folds the virtual token in and writes the outputs.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment), with attnᵀ and lse in place.
+    unsafe fn finish_segment(&self, scratch: &ThreadScratch, segment: &Segment, lanes: usize) {
+        let (k, d) = (self.kernels, self.problem.head_dim());
+        let v = &scratch.lanes;
+        let out = &self.call().outputs;
+        let ot = scratch.ot.at(0);
+        let rows_of = |t: &TensorMut<'_, 4>| RowsMut {
+            ptr: t.at([segment.sequence.batch, segment.head, segment.tensor_row(), 0]),
+            stride: t.stride_bytes(2),
+            dtype: t.dtype(),
+        };
+        // SAFETY: the segment's rows of the outputs are this task's alone; scratch was carved for these sizes.
+        unsafe {
+            if let Some(attn) = &out.attn {
+                moves::store_transposed(k, ot, lanes, segment.rows, d, rows_of(attn));
+            }
+            let shape = &self.slots.shape;
+            if shape.is_some() {
+                let slots = self.slots.head(segment.head);
+                (k.inducer_forward)(&inducer_tile(
+                    self.problem,
+                    &self.slots,
+                    segment.head,
+                    lanes,
+                    v,
+                    &scratch.z,
+                    &scratch.f,
+                ));
+                if matches!(shape.value, Value::Zero | Value::Direct) {
+                    (k.scale_lanes)(ot, d, lanes, v.rest());
+                }
+                if matches!(shape.value, Value::Residual | Value::Direct) {
+                    (k.gemm)(&Gemm {
+                        m: d,
+                        n: lanes,
+                        k: shape.value_slot_rows(),
+                        a: slots.value.cast(),
+                        a_row: 4,
+                        a_col: (d * 4) as isize,
+                        b: scratch.f.at(0),
+                        b_row: lanes,
+                        c: ot,
+                        c_row: lanes,
+                        accumulate: true,
+                    });
+                }
+                if let Some(u) = &out.u {
+                    moves::store_transposed(
+                        k,
+                        scratch.f.at(0),
+                        lanes,
+                        segment.rows,
+                        shape.value_rank,
+                        rows_of(u),
+                    );
+                }
+            }
+            moves::store_transposed(k, ot, lanes, segment.rows, d, rows_of(&out.o));
+            if let Some(lse) = &out.lse {
+                let ptr = lse.at([segment.sequence.batch, segment.head, segment.tensor_row()]);
+                for lane in 0..segment.rows {
+                    ptr.add(lane * lse.stride_bytes(2)).cast::<f32>().write(*v.lse().add(lane));
+                }
+            }
+        }
+    }
+}
+
+/// The inducer's view of a tile.
+#[allow(clippy::too_many_arguments, reason = "the pieces of a tile")]
+pub(super) fn inducer_tile(
+    problem: &Problem<'_>,
+    slots: &Slots,
+    head: usize,
+    lanes: usize,
+    v: &Lanes,
+    z: &Floats,
+    f: &Floats,
+) -> InducerTile {
+    let weights = slots.head(head);
+    let shape = &slots.shape;
+    InducerTile {
+        lanes,
+        score: shape.score,
+        value: shape.value,
+        key_rank: shape.key_rank,
+        value_rank: shape.value_rank,
+        key_tanh: shape.key_tanh,
+        value_tanh: shape.value_tanh,
+        sigma: problem.softmax_scale(),
+        z: z.at(0),
+        key_bias: weights.key_bias,
+        value_bias: weights.value_bias,
+        qq: v.qq(),
+        tau: v.tau(),
+        lse: v.lse(),
+        s0: v.s0(),
+        lambda: v.lambda(),
+        rest: v.rest(),
+        keep: v.keep(),
+        f: f.at(0),
+    }
+}
+
+/// Whether scores need more than a factor.
+pub(super) fn transforms(problem: &Problem<'_>) -> bool {
+    let a = problem.attention();
+    a.config.softcap.is_some() || a.alibi_slopes.is_some()
+}
+
+/// Softcap and ALiBi of a segment's rows.
+pub(super) fn transform(problem: &Problem<'_>, segment: &Segment, positioned: bool, v: &Lanes) -> Transform {
+    let log2_e = std::f32::consts::LOG2_E;
+    let sigma = problem.softmax_scale();
+    let slope = problem.alibi_slope(segment.sequence.index, segment.head).filter(|_| positioned);
+    let cap = problem.attention().config.softcap;
+    Transform {
+        scale: cap.map_or(sigma * log2_e, |c| sigma / c),
+        cap: cap.map_or(0.0, |c| c * log2_e),
+        slope: slope.unwrap_or(0.0) * log2_e,
+        position: v.position(),
+        derivative: std::ptr::null_mut(),
+    }
+}
