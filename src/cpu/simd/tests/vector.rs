@@ -8,6 +8,11 @@ use crate::cpu::simd::vector::Vector;
 
 const MAX: usize = 16;
 
+/// What a lane should be, of the lanes of the operands.
+type OfFloats = fn(f32, f32, f32) -> f32;
+type OfMasks = fn(bool, bool) -> bool;
+type OfIntegers = fn(i32, i32) -> i32;
+
 unsafe fn lanes<V: Vector>(x: V) -> Vec<f32> {
     let mut out = [0.0; MAX];
     x.store(out.as_mut_ptr());
@@ -44,7 +49,7 @@ unsafe fn check<V: Vector>() {
         let (a, b, c) = (V::load(x.as_ptr()), V::load(y.as_ptr()), V::load(z.as_ptr()));
         let (s, t, u) = (V::load_i32(p.as_ptr()), V::load_i32(q.as_ptr()), V::load_i32(r.as_ptr()));
 
-        let results: [(&str, Vec<f32>, fn(f32, f32, f32) -> f32); 12] = [
+        let results: [(&str, Vec<f32>, OfFloats); 12] = [
             ("add", lanes(a.add(b)), |x, y, _| x + y),
             ("sub", lanes(a.sub(b)), |x, y, _| x - y),
             ("mul", lanes(a.mul(b)), |x, y, _| x * y),
@@ -77,7 +82,7 @@ unsafe fn check<V: Vector>() {
         }
 
         let (lt, le) = (V::lt(a, b), V::le(b, c));
-        let masks: [(&str, u32, fn(bool, bool) -> bool); 3] = [
+        let masks: [(&str, u32, OfMasks); 3] = [
             ("and", V::mask_bits(V::mask_and(lt, le)), |x, y| x && y),
             ("or", V::mask_bits(V::mask_or(lt, le)), |x, y| x || y),
             ("and not", V::mask_bits(V::mask_and_not(lt, le)), |x, y| x && !y),
@@ -93,7 +98,7 @@ unsafe fn check<V: Vector>() {
 
         let in_range = V::mask_bits(V::in_range(s, t, u));
         let (low, high) = V::mul_wide_u32(s, t);
-        let integers: [(&str, Vec<i32>, fn(i32, i32) -> i32); 6] = [
+        let integers: [(&str, Vec<i32>, OfIntegers); 6] = [
             ("add", ints::<V>(V::add_i32(s, t)), i32::wrapping_add),
             ("and", ints::<V>(V::and_i32(s, t)), |p, q| p & q),
             ("xor", ints::<V>(V::xor_i32(s, t)), |p, q| p ^ q),
