@@ -7,10 +7,11 @@ use half::{bf16, f16};
 
 use super::vector::Vector;
 
-/// Lanes of the portable vector: two or one registers of the common 128 and 256 bit sets.
-const N: usize = 8;
+/// Lanes of the portable vector: what every 64-bit architecture has registers for. (With two registers per vector the
+/// compiler deals lanes out over them in ways that cost more shuffles than arithmetic.)
+const N: usize = 4;
 
-/// Eight lanes.
+/// Four lanes.
 #[derive(Clone, Copy)]
 pub(super) struct Portable([f32; N]);
 
@@ -33,7 +34,7 @@ impl Vector for Portable {
 
     const LANES: usize = N;
     const GEMM_ROWS: usize = 4;
-    const GEMM_VECTORS: usize = 1;
+    const GEMM_VECTORS: usize = 2;
     const BF16_DOT: bool = false;
 
     #[inline(always)]
@@ -133,7 +134,7 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
         let x = self.0;
-        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+        (x[0] + x[2]) + (x[1] + x[3])
     }
     #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
