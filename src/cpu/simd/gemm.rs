@@ -51,7 +51,7 @@ pub(crate) struct Gemm {
 /// to accumulate, readable), C overlaps neither; `n` is a multiple of [`Vector::LANES`].
 #[inline(always)]
 pub(super) unsafe fn gemm<V: Vector>(g: &Gemm) {
-    panels::<V, false>(g);
+    product::<V, false>(g);
 }
 
 /// C (+)= A·B of pairs of bfloat16, accumulated in `f32`.
@@ -61,14 +61,21 @@ pub(super) unsafe fn gemm<V: Vector>(g: &Gemm) {
 /// As for [`gemm`].
 #[inline(always)]
 pub(super) unsafe fn gemm_bf16<V: Vector>(g: &Gemm) {
-    panels::<V, true>(g);
+    product::<V, true>(g);
 }
 
 /// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by.
 const K_BLOCK: usize = 256;
 
+/// Most rows of any instance of the micro-kernel.
+const MAX_ROWS: usize = 14;
+
+/// Rows of A that are a multiple of this many bytes apart meet in a few sets of the first-level cache and evict one
+/// another between two uses of a line.
+const CONFLICT: usize = 2048;
+
 #[inline(always)]
-unsafe fn panels<V: Vector, const PAIRS: bool>(g: &Gemm) {
+unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
     debug_assert!(g.n.is_multiple_of(V::LANES));
     let mut from = 0;
     loop {
@@ -80,15 +87,10 @@ unsafe fn panels<V: Vector, const PAIRS: bool>(g: &Gemm) {
             accumulate: g.accumulate || from > 0,
             ..*g
         };
-        let wide = V::GEMM_VECTORS * V::LANES;
-        let mut column = 0;
-        while column + wide <= g.n {
-            panel::<V, PAIRS, true>(&block, column);
-            column += wide;
-        }
-        while column < g.n {
-            panel::<V, PAIRS, false>(&block, column);
-            column += V::LANES;
+        if g.a_col == 4 && g.m > 1 && g.a_row.unsigned_abs().is_multiple_of(CONFLICT) {
+            by_rows::<V, PAIRS>(&block);
+        } else {
+            by_columns::<V, PAIRS>(&block);
         }
         from += k;
         if from == g.k {
@@ -97,32 +99,72 @@ unsafe fn panels<V: Vector, const PAIRS: bool>(g: &Gemm) {
     }
 }
 
-/// All rows of a panel of columns. Rows are dealt out evenly: 13 rows are 7 + 6, not 12 + 1.
+/// Panels of columns, each past all rows: the panel of B stays in the first-level cache.
 #[inline(always)]
-unsafe fn panel<V: Vector, const PAIRS: bool, const WIDE: bool>(g: &Gemm, column: usize) {
+unsafe fn by_columns<V: Vector, const PAIRS: bool>(g: &Gemm) {
+    let mut column = 0;
+    while column < g.n {
+        let width = panel_width::<V>(g.n - column);
+        let tiles = g.m.div_ceil(V::GEMM_ROWS);
+        let mut row = 0;
+        for tile in 0..tiles {
+            let rows = even_share(g.m - row, tiles - tile);
+            let a = g.a.offset(row as isize * g.a_row);
+            let c = g.c.add(row * g.c_row + column);
+            tile_of_c::<V, PAIRS>(&Gemm { m: rows, n: width, a, b: g.b.add(column), c, ..*g });
+            row += rows;
+        }
+        column += width;
+    }
+}
+
+/// Strips of rows, each copied to where its rows do not conflict, then past all columns.
+#[inline(always)]
+unsafe fn by_rows<V: Vector, const PAIRS: bool>(g: &Gemm) {
+    // A multiple of the cache line off a power of two.
+    const STRIDE: usize = K_BLOCK + 16;
+    let mut buffer = [const { core::mem::MaybeUninit::<f32>::uninit() }; MAX_ROWS * STRIDE];
+    let strip: *mut f32 = buffer.as_mut_ptr().cast();
     let tiles = g.m.div_ceil(V::GEMM_ROWS);
     let mut row = 0;
     for tile in 0..tiles {
-        let rows = (g.m - row) / (tiles - tile);
-        let block = Gemm {
-            a: g.a.offset(row as isize * g.a_row),
-            b: g.b.add(column),
-            c: g.c.add(row * g.c_row + column),
-            ..*g
-        };
-        block_of_rows::<V, PAIRS, WIDE>(&block, rows);
+        let rows = even_share(g.m - row, tiles - tile);
+        for r in 0..rows {
+            let from = g.a.offset((row + r) as isize * g.a_row);
+            from.copy_to_nonoverlapping(strip.add(r * STRIDE).cast(), 4 * g.k);
+        }
+        let mut column = 0;
+        while column < g.n {
+            let width = panel_width::<V>(g.n - column);
+            let c = g.c.add(row * g.c_row + column);
+            let (a, a_row) = (strip.cast_const().cast(), 4 * STRIDE as isize);
+            tile_of_c::<V, PAIRS>(&Gemm { m: rows, n: width, a, a_row, b: g.b.add(column), c, ..*g });
+            column += width;
+        }
         row += rows;
     }
 }
 
-/// One block of `rows` rows, by the instance of the micro-kernel for that number.
+/// Columns of the next panel when `left` are left.
 #[inline(always)]
-unsafe fn block_of_rows<V: Vector, const PAIRS: bool, const WIDE: bool>(g: &Gemm, rows: usize) {
+fn panel_width<V: Vector>(left: usize) -> usize {
+    left.min(V::GEMM_VECTORS * V::LANES)
+}
+
+/// Rows are dealt out evenly: 13 rows are 7 + 6, not 12 + 1.
+#[inline(always)]
+fn even_share(left: usize, tiles: usize) -> usize {
+    left / tiles
+}
+
+/// One register block of C, by the instance of the micro-kernel for its size.
+#[inline(always)]
+unsafe fn tile_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
     macro_rules! instances {
         ($($rows:literal)*) => {
-            match rows {
+            match g.m {
                 $($rows if $rows <= V::GEMM_ROWS => {
-                    match (WIDE && V::GEMM_VECTORS == 2, g.a_row == 4) {
+                    match (g.n == 2 * V::LANES, g.a_row == 4) {
                         (true, true) => micro::<V, PAIRS, true, $rows, 2>(g),
                         (true, false) => micro::<V, PAIRS, false, $rows, 2>(g),
                         (false, true) => micro::<V, PAIRS, true, $rows, 1>(g),
