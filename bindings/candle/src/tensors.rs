@@ -1,7 +1,7 @@
 //! What is learned, as candle tensors: shared prefix and inducer.
 
 use candle_core::Tensor;
-use inducer_attention::{Activation, InducerConfig, KeyConfig, ValueConfig};
+use inducer_attention::Activation;
 
 /// What attention sees besides K and V. The default is nothing: plain attention.
 #[derive(Clone, Debug, Default)]
@@ -82,26 +82,6 @@ impl InducerTensors {
     /// An inducer with this key and value, tanh between the projections, without adaptive length.
     pub fn new(key: KeyTensors, value: ValueTensors) -> Self {
         Self { key, value, activation: Activation::default(), adaptive_length: false }
-    }
-
-    /// Which member of the family this is.
-    pub fn config(&self) -> InducerConfig {
-        let rank = |t: &Tensor| t.dims().last().copied().unwrap_or(0);
-        let key = match &self.key {
-            KeyTensors::Query => KeyConfig::Query,
-            KeyTensors::Residual(a) => KeyConfig::Residual { rank: rank(&a.down_weight) },
-            KeyTensors::LogitPerHead(_) => KeyConfig::LogitPerHead,
-            KeyTensors::LogitPerToken(_) => KeyConfig::LogitPerToken,
-        };
-        let value = match &self.value {
-            ValueTensors::Zero => ValueConfig::Zero,
-            ValueTensors::Residual(a) => ValueConfig::Residual { rank: rank(&a.down_weight) },
-            ValueTensors::Direct(a) => ValueConfig::Direct { rank: rank(&a.down_weight) },
-            ValueTensors::Extended { down_weight, .. } => {
-                ValueConfig::Extended { rank: rank(down_weight), shared: false }
-            }
-        };
-        InducerConfig { key, value, activation: self.activation, adaptive_length: self.adaptive_length }
     }
 }
 
