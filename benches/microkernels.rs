@@ -24,6 +24,16 @@ fn rate(mut run: impl FnMut()) -> f64 {
     1.0 / best
 }
 
+/// Operations per second on registers alone, in GFLOP/s.
+fn peak(kernels: MicroKernels, bf16: bool) -> f64 {
+    if bf16 && !kernels.bf16_dot() {
+        return 0.0;
+    }
+    let steps = 100_000;
+    let flops = kernels.peak(bf16, steps);
+    (0..3).map(|_| rate(|| _ = kernels.peak(bf16, steps)) * flops / 1e9).fold(0.0, f64::max)
+}
+
 /// A product as attention has it.
 struct Use {
     name: &'static str,
@@ -78,20 +88,17 @@ fn uses(bf16: bool) -> Vec<Use> {
 fn main() {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let wanted = |line: &str| filter.iter().all(|word| line.contains(word.as_str()));
-    for kernels in MicroKernels::all() {
-        for bf16 in [false, true] {
+    // One yardstick for all instruction sets: the most that any of them reaches on registers.
+    let all = MicroKernels::all();
+    let peaks = [false, true].map(|bf16| all.iter().map(|k| peak(*k, bf16)).fold(0.0, f64::max));
+    println!("registers: f32 {:.1}, bf16 {:.1} GFLOP/s", peaks[0], peaks[1]);
+    for kernels in all {
+        for (bf16, peak) in [false, true].into_iter().zip(peaks) {
             let set = format!("{:?}", kernels.set());
             if bf16 && !kernels.bf16_dot() {
                 continue;
             }
             let dtype = if bf16 { "bf16" } else { "f32" };
-            let mut peak = 0.0;
-            for _ in 0..3 {
-                let steps = 100_000_usize;
-                let flops = kernels.peak(bf16, 1) * steps as f64;
-                peak = f64::max(peak, rate(|| _ = kernels.peak(bf16, steps)) * flops / 1e9);
-            }
-            println!("{set} {dtype} register peak {peak:.1} GFLOP/s");
             for u in uses(bf16) {
                 let line = format!(
                     "{set:10} {dtype:4} {:14} m {:3} n {:3} k {:3} a_row {:4} a_col {:4}",

@@ -68,7 +68,7 @@ pub(super) unsafe fn gemm_bf16<V: Vector>(g: &Gemm) {
 const K_BLOCK: usize = 256;
 
 /// Most rows of any instance of the micro-kernel.
-const MAX_ROWS: usize = 14;
+const MAX_ROWS: usize = 12;
 
 /// Rows of A that are a multiple of this many bytes apart meet in a few sets of the first-level cache and evict one
 /// another between two uses of a line.
@@ -77,6 +77,7 @@ const CONFLICT: usize = 2048;
 #[inline(always)]
 unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
     debug_assert!(g.n.is_multiple_of(V::LANES));
+    const { assert!(V::GEMM_ROWS <= MAX_ROWS && V::GEMM_VECTORS <= 2) };
     let mut from = 0;
     loop {
         let k = (g.k - from).min(K_BLOCK);
@@ -175,7 +176,7 @@ unsafe fn tile_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             }
         };
     }
-    instances!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    instances!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
 /// The micro-kernel: a block of `ROWS` rows and `VECTORS` vectors of C. `ADJACENT` says that the rows of A are four bytes

@@ -11,6 +11,9 @@ use super::vector::Vector;
 /// compiler deals lanes out over them in ways that cost more shuffles than arithmetic.)
 const N: usize = 4;
 
+/// Plus a number below 2²², it has no room for a fraction, and the number's integer in its lowest bits.
+const SHIFT: f32 = 12_582_912.0;
+
 /// Four lanes.
 #[derive(Clone, Copy)]
 pub(super) struct Portable([f32; N]);
@@ -126,9 +129,7 @@ impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
-        // The sum has no room for a fraction. `f32::round_ties_even` is a library call where the target has no
-        // instruction for it.
-        const SHIFT: f32 = 12_582_912.0;
+        // `f32::round_ties_even` is a library call where the target has no instruction for it.
         Self(lanes!(x = self.0 => (x + SHIFT) - SHIFT))
     }
     #[inline(always)]
@@ -149,17 +150,14 @@ impl Vector for Portable {
     unsafe fn exp2_split(x: Self) -> (Self, Self) {
         // The bounds make the biased exponent 0 (a zero result) or 255 (an infinite one). NaN, as second operand, passes.
         let x = Self::min(Self::splat(128.0), Self::max(Self::splat(-127.0), x));
-        // The floor by conversion (which maps NaN to zero): `f32::floor` is a library call where the target has no
-        // instruction for it.
-        let floor = lanes!(v = x.0 => {
-            let truncated = (v as i32) as f32;
-            if truncated > v { truncated - 1.0 } else { truncated }
-        });
+        let nearest = x.round().0;
+        let floor = lanes!(v = x.0, n = nearest => if n > v { n - 1.0 } else { n });
         (x.sub(Self(floor)), Self(floor))
     }
     #[inline(always)]
     unsafe fn exp2_scale(p: Self, exponent: Self) -> Self {
-        Self(lanes!(x = p.0, e = exponent.0 => x * f32::from_bits(((e as i32 + 127) as u32) << 23)))
+        // The sum has the biased exponent in its lowest bits; conversions of floats saturate, which does not vectorise.
+        Self(lanes!(x = p.0, e = exponent.0 => x * f32::from_bits((e + (SHIFT + 127.0)).to_bits() << 23)))
     }
 
     #[inline(always)]

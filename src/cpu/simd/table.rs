@@ -2,7 +2,9 @@
 //!
 //! A kernel is written once, as an `#[inline(always)] unsafe fn name<V: Vector>(arguments)` whose arguments do not
 //! mention `V`. **To add one, add its line to the list in `with_kernels!` below.** The line declares a field of
-//! [`Kernels`] and, for every instruction set, a `#[target_feature]` function that the kernel is inlined into.
+//! [`Kernels`] and, for every instruction set, a `#[target_feature]` function that the kernel is inlined into. Paths may
+//! start with `super` or `crate`; a result type goes between the arguments and the path, as in
+//! `largest: (x: *const f32, len: usize) -> f32 = crate::cpu::softmax::largest;`.
 
 use super::gemm::Gemm;
 use super::pack::{Natural, NaturalMut};
@@ -84,7 +86,7 @@ macro_rules! with_kernels {
 
 /// Declares [`Kernels`].
 macro_rules! declare {
-    ([] $($(#[$doc:meta])* $name:ident : ($($arg:ident : $ty:ty),*) = $($path:ident)::+ ;)*) => {
+    ([] $($(#[$doc:meta])* $name:ident : ($($arg:ident : $ty:ty),*) $(-> $result:ty)? = $($path:ident)::+ ;)*) => {
         /// The kernels of one instruction set.
         ///
         /// A reference to a table is only handed out where the processor has the instruction set, so whoever holds one
@@ -96,7 +98,7 @@ macro_rules! declare {
             pub(crate) lanes: usize,
             /// Whether the processor has a bfloat16 dot product.
             pub(crate) bf16_dot: bool,
-            $($(#[$doc])* pub(crate) $name: unsafe fn($($ty),*),)*
+            $($(#[$doc])* pub(crate) $name: unsafe fn($($ty),*) $(-> $result)?,)*
         }
     };
 }
@@ -105,10 +107,10 @@ with_kernels!(declare!());
 /// Defines the table of one instruction set.
 macro_rules! instantiate {
     ([$set:ident, $vector:ty, #[$attribute:meta]]
-     $($(#[$doc:meta])* $name:ident : ($($arg:ident : $ty:ty),*) = $($path:ident)::+ ;)*) => {{
+     $($(#[$doc:meta])* $name:ident : ($($arg:ident : $ty:ty),*) $(-> $result:ty)? = $($path:ident)::+ ;)*) => {{
         $(
             #[$attribute]
-            unsafe fn $name($($arg: $ty),*) {
+            unsafe fn $name($($arg: $ty),*) $(-> $result)? {
                 // SAFETY: the contract of the kernel, which the caller upholds, and that of `Vector`: a function of
                 // this table is reached only where the instruction set is available.
                 unsafe { $($path)::+::<$vector>($($arg),*) }
