@@ -126,8 +126,7 @@ impl Call {
                     self.adapter(&self.value, self.value_rank, dtype)?,
                 )
             };
-            attention.inducer =
-                Some(Inducer::new(VirtualKey::Residual(key), VirtualValue::Residual(value)));
+            attention.inducer = Some(Inducer::new(VirtualKey::Residual(key), VirtualValue::Residual(value)));
         }
         attention.validate().map_err(text)
     }
@@ -146,11 +145,7 @@ impl Call {
         }
     }
 
-    unsafe fn adapter_gradients(
-        &self,
-        tensors: &[*mut u8; 4],
-        rank: usize,
-    ) -> Result<AdapterGradients<'_>> {
+    unsafe fn adapter_gradients(&self, tensors: &[*mut u8; 4], rank: usize) -> Result<AdapterGradients<'_>> {
         let (h, d) = (self.heads, self.head_dim);
         // SAFETY: the caller's promise about the adapters' gradients.
         unsafe {
@@ -273,8 +268,7 @@ pub unsafe extern "C" fn peers_backward(call: *const Call) -> c_int {
         if call.key_rank > 0 || call.value_rank > 0 {
             // SAFETY: as above.
             unsafe {
-                gradients.key =
-                    KeyGradients::Residual(call.adapter_gradients(&call.d_key, call.key_rank)?);
+                gradients.key = KeyGradients::Residual(call.adapter_gradients(&call.d_key, call.key_rank)?);
                 gradients.value =
                     ValueGradients::Adapter(call.adapter_gradients(&call.d_value, call.value_rank)?);
             }
