@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use inducer_attention::cpu::Engine;
+use inducer_attention::cpu::{Engine, Workspace};
 use inducer_attention::{
     Activation, Adapter, AdapterGradients, Attention, DType, Gradients, Inducer, KeyGradients, Outputs,
     Problem, Saved, SavedOutput, TensorMut, TensorRef, Upstream, ValueGradients, VirtualKey, VirtualValue,
@@ -215,6 +215,19 @@ unsafe fn checked<'a>(call: *const Call) -> Result<&'a Call> {
     Ok(unsafe { &*call })
 }
 
+thread_local! {
+    /// Scratch kept between calls, as a framework would keep it.
+    static WORKSPACE: RefCell<Workspace> = const { RefCell::new(Workspace::new()) };
+}
+
+/// Runs a call with a workspace of at least `bytes` bytes.
+fn with_workspace<R>(bytes: usize, f: impl FnOnce(&mut Workspace) -> R) -> R {
+    WORKSPACE.with_borrow_mut(|workspace| {
+        workspace.reserve(bytes);
+        f(workspace)
+    })
+}
+
 /// Computes O and lse.
 ///
 /// # Safety
@@ -235,8 +248,9 @@ pub unsafe extern "C" fn peers_forward(call: *const Call) -> c_int {
                 view_mut(call.lse, "lse", DType::F32, [b, h, n])?,
             )
         };
-        Engine::detect().forward(problem.forward(outputs).map_err(text)?);
-        Ok(())
+        let engine = Engine::detect();
+        let call = problem.forward(outputs).map_err(text)?;
+        with_workspace(engine.forward_workspace(&problem), |w| engine.forward(call, w).map_err(text))
     })
 }
 
@@ -273,8 +287,9 @@ pub unsafe extern "C" fn peers_backward(call: *const Call) -> c_int {
                     ValueGradients::Adapter(call.adapter_gradients(&call.d_value, call.value_rank)?);
             }
         }
-        Engine::detect().backward(problem.backward(saved, upstream, gradients).map_err(text)?);
-        Ok(())
+        let engine = Engine::detect();
+        let call = problem.backward(saved, upstream, gradients).map_err(text)?;
+        with_workspace(engine.backward_workspace(&problem), |w| engine.backward(call, w).map_err(text))
     })
 }
 
