@@ -40,41 +40,41 @@ macro_rules! with_kernels {
             pack_transposed: (src: &Natural, dst: *mut f32, ld: usize, scale: f32) = super::pack::pack_transposed;
             /// Pairs of columns to rows of pairs, see [`super::pack::pack_transposed_pairs_bf16`].
             pack_transposed_pairs_bf16: (src: &Natural, dst: *mut f32, ld: usize, scale: f32) = super::pack::pack_transposed_pairs_bf16;
-            /// Natural of `f32` to columns of a natural matrix, see [`super::pack::unpack_transposed`].
+            /// Rows of `f32` to columns of a natural matrix, see [`super::pack::unpack_transposed`].
             unpack_transposed: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::unpack_transposed;
             /// The same, adding, see [`super::pack::unpack_transposed_add`].
             unpack_transposed_add: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::unpack_transposed_add;
             /// Natural rows to rows of `f32`, see [`super::pack::widen_rows`].
             widen_rows: (src: &Natural, dst: *mut f32, ld: usize, scale: f32) = super::pack::widen_rows;
-            /// Natural of `f32` to natural rows, see [`super::pack::narrow_rows`].
+            /// Rows of `f32` to natural rows, see [`super::pack::narrow_rows`].
             narrow_rows: (src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) = super::pack::narrow_rows;
             /// Pairs of natural rows to rows of pairs, see [`super::pack::interleave_rows_bf16`].
             interleave_rows_bf16: (src: &Natural, dst: *mut f32, ld: usize) = super::pack::interleave_rows_bf16;
-            /// −∞ where keys are hidden, see [`score::mask`].
+            /// −∞ where keys are hidden, see [`crate::cpu::kernels::score::mask`].
             mask: (t: &ScoreTile, lo: *const i32, hi: *const i32) = crate::cpu::kernels::score::mask;
-            /// Softcap and ALiBi, see [`score::transform`].
+            /// Softcap and ALiBi, see [`crate::cpu::kernels::score::transform`].
             transform: (t: &ScoreTile, f: &Transform) = crate::cpu::kernels::score::transform;
-            /// One step of the online softmax, see [`softmax::softmax`].
+            /// One step of the online softmax, see [`crate::cpu::kernels::softmax::softmax`].
             softmax: (t: &SoftmaxTile) = crate::cpu::kernels::softmax::softmax;
-            /// Rows times a factor per lane, see [`softmax::scale_lanes`].
+            /// Rows times a factor per lane, see [`crate::cpu::kernels::softmax::scale_lanes`].
             scale_lanes: (x: *mut f32, rows: usize, lanes: usize, factor: *const f32) = crate::cpu::kernels::softmax::scale_lanes;
-            /// The softmax's end, see [`softmax::finish`].
+            /// The softmax's end, see [`crate::cpu::kernels::softmax::finish`].
             softmax_finish: (max: *const f32, sum: *const f32, lanes: usize, inverse: *mut f32, lse: *mut f32) = crate::cpu::kernels::softmax::finish;
-            /// P and dS of a tile, see [`gradient::gradient`].
+            /// P and dS of a tile, see [`crate::cpu::kernels::gradient::gradient`].
             gradient: (t: &GradientTile) = crate::cpu::kernels::gradient::gradient;
-            /// Tiles rounded to bfloat16, see [`gradient::round_bf16`].
+            /// Tiles rounded to bfloat16, see [`crate::cpu::kernels::gradient::round_bf16`].
             round_bf16: (t: &RoundTile) = crate::cpu::kernels::gradient::round_bf16;
-            /// Virtual tokens, see [`inducer::inducer_forward`].
+            /// Virtual tokens, see [`crate::cpu::kernels::inducer::inducer_forward`].
             inducer_forward: (t: &InducerTile) = crate::cpu::kernels::inducer::inducer_forward;
-            /// Gradients of virtual tokens, see [`inducer::inducer_backward`].
+            /// Gradients of virtual tokens, see [`crate::cpu::kernels::inducer::inducer_backward`].
             inducer_backward: (t: &InducerGradientTile) = crate::cpu::kernels::inducer::inducer_backward;
-            /// Dot products of columns, see [`inducer::dot_rows`].
+            /// Dot products of columns, see [`crate::cpu::kernels::inducer::dot_rows`].
             dot_rows: (a: *const f32, b: *const f32, rows: usize, lanes: usize, out: *mut f32) = crate::cpu::kernels::inducer::dot_rows;
-            /// A copy times a factor per lane, see [`inducer::scaled_copy`].
+            /// A copy times a factor per lane, see [`crate::cpu::kernels::inducer::scaled_copy`].
             scaled_copy: (x: *const f32, y: *mut f32, rows: usize, lanes: usize, factor: *const f32) = crate::cpu::kernels::inducer::scaled_copy;
-            /// Sums of rows, see [`inducer::add_row_sums`].
+            /// Sums of rows, see [`crate::cpu::kernels::inducer::add_row_sums`].
             add_row_sums: (x: *const f32, rows: usize, lanes: usize, sums: *mut f32) = crate::cpu::kernels::inducer::add_row_sums;
-            /// Whether all is finite, see [`finite::all_finite`].
+            /// Whether all is finite, see [`crate::cpu::kernels::finite::all_finite`].
             all_finite: (rows: &Natural, finite: *mut bool) = crate::cpu::kernels::finite::all_finite;
             /// The most multiply-adds a core can do, see [`super::peak::fma_peak`].
             fma_peak: (steps: usize, out: *mut f32) = super::peak::fma_peak;
