@@ -177,6 +177,12 @@ pub(super) unsafe fn all_finite(kernels: &Kernels, src: Rows, rows: usize, cols:
 /// `rows` rows of `cols` elements are writable.
 pub(super) unsafe fn fill(dst: RowsMut, rows: usize, cols: usize, value: f32) {
     for r in 0..rows {
+        if value.to_bits() == 0 {
+            // Zero is zero bytes in every dtype.
+            // SAFETY: the caller's promise.
+            unsafe { dst.ptr.add(r * dst.stride).write_bytes(0, cols * dst.dtype.size()) };
+            continue;
+        }
         for c in 0..cols {
             // SAFETY: the caller's promise.
             unsafe { write(dst.dtype, dst.ptr.add(r * dst.stride + c * dst.dtype.size()), value) };

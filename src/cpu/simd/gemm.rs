@@ -61,7 +61,29 @@ pub(super) unsafe fn gemm<V: Vector>(g: &Gemm) {
 /// As for [`gemm`].
 #[inline(always)]
 pub(super) unsafe fn gemm_bf16<V: Vector>(g: &Gemm) {
-    product::<V, true>(g);
+    if V::BF16_DOT {
+        product::<V, true>(g);
+    } else {
+        one_by_one::<V>(g);
+    }
+}
+
+/// [`gemm_bf16`] without the instruction: for comparison, not for use, and therefore small instead of fast.
+#[inline(always)]
+unsafe fn one_by_one<V: Vector>(g: &Gemm) {
+    for row in 0..g.m {
+        let mut column = 0;
+        while column < g.n {
+            let c = g.c.add(row * g.c_row + column);
+            let mut acc = if g.accumulate { V::load(c) } else { V::zero() };
+            for i in 0..g.k {
+                let a = V::splat_unaligned(g.a.offset(row as isize * g.a_row + i as isize * g.a_col));
+                acc = V::dot_bf16(acc, a, V::load(g.b.add(i * g.b_row + column)));
+            }
+            acc.store(c);
+            column += V::LANES;
+        }
+    }
 }
 
 /// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by.
@@ -88,11 +110,7 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
             accumulate: g.accumulate || from > 0,
             ..*g
         };
-        if g.a_col == 4 && g.m > 1 && g.a_row.unsigned_abs().is_multiple_of(CONFLICT) {
-            by_rows::<V, PAIRS>(&block);
-        } else {
-            by_columns::<V, PAIRS>(&block);
-        }
+        blocks_of_c::<V, PAIRS>(&block);
         from += k;
         if from == g.k {
             break;
@@ -100,49 +118,53 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
     }
 }
 
-/// Panels of columns, each past all rows: the panel of B stays in the first-level cache.
+/// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level
+/// cache; but strips of rows that conflict there are copied aside, and each goes past all columns. One loop for both
+/// orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
 #[inline(always)]
-unsafe fn by_columns<V: Vector, const PAIRS: bool>(g: &Gemm) {
-    let mut column = 0;
-    while column < g.n {
-        let width = panel_width::<V>(g.n - column);
-        let tiles = g.m.div_ceil(V::GEMM_ROWS);
-        let mut row = 0;
-        for tile in 0..tiles {
-            let rows = even_share(g.m - row, tiles - tile);
-            let a = g.a.offset(row as isize * g.a_row);
-            let c = g.c.add(row * g.c_row + column);
-            tile_of_c::<V, PAIRS>(&Gemm { m: rows, n: width, a, b: g.b.add(column), c, ..*g });
-            row += rows;
-        }
-        column += width;
-    }
-}
-
-/// Strips of rows, each copied to where its rows do not conflict, then past all columns.
-#[inline(always)]
-unsafe fn by_rows<V: Vector, const PAIRS: bool>(g: &Gemm) {
+unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
     // A multiple of the cache line off a power of two.
     const STRIDE: usize = K_BLOCK + 16;
     let mut buffer = [const { core::mem::MaybeUninit::<f32>::uninit() }; MAX_ROWS * STRIDE];
     let strip: *mut f32 = buffer.as_mut_ptr().cast();
-    let tiles = g.m.div_ceil(V::GEMM_ROWS);
-    let mut row = 0;
-    for tile in 0..tiles {
+    let conflict = g.a_col == 4 && g.m > 1 && g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
+    let (tiles, panels) = (g.m.div_ceil(V::GEMM_ROWS), g.n.div_ceil(V::GEMM_VECTORS * V::LANES));
+    let (mut tile, mut panel, mut row, mut column) = (0, 0, 0, 0);
+    while tile < tiles && panel < panels {
         let rows = even_share(g.m - row, tiles - tile);
-        for r in 0..rows {
-            let from = g.a.offset((row + r) as isize * g.a_row);
-            from.copy_to_nonoverlapping(strip.add(r * STRIDE).cast(), 4 * g.k);
+        let width = panel_width::<V>(g.n - column);
+        let mut block = Gemm {
+            m: rows,
+            n: width,
+            a: g.a.offset(row as isize * g.a_row),
+            b: g.b.add(column),
+            c: g.c.add(row * g.c_row + column),
+            ..*g
+        };
+        if conflict {
+            if panel == 0 {
+                for r in 0..rows {
+                    let from = block.a.offset(r as isize * g.a_row);
+                    from.copy_to_nonoverlapping(strip.add(r * STRIDE).cast(), 4 * g.k);
+                }
+            }
+            block.a = strip.cast_const().cast();
+            block.a_row = 4 * STRIDE as isize;
         }
-        let mut column = 0;
-        while column < g.n {
-            let width = panel_width::<V>(g.n - column);
-            let c = g.c.add(row * g.c_row + column);
-            let (a, a_row) = (strip.cast_const().cast(), 4 * STRIDE as isize);
-            tile_of_c::<V, PAIRS>(&Gemm { m: rows, n: width, a, a_row, b: g.b.add(column), c, ..*g });
-            column += width;
+        tile_of_c::<V, PAIRS>(&block);
+        if conflict {
+            (panel, column) = (panel + 1, column + width);
+            if panel == panels {
+                (panel, column) = (0, 0);
+                (tile, row) = (tile + 1, row + rows);
+            }
+        } else {
+            (tile, row) = (tile + 1, row + rows);
+            if tile == tiles {
+                (tile, row) = (0, 0);
+                (panel, column) = (panel + 1, column + width);
+            }
         }
-        row += rows;
     }
 }
 
