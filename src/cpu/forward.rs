@@ -240,39 +240,18 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         }
     }
 
-    /// Makes Q what the scores are formed from, and returns what brings those to units of log2, not negative.
+    /// Makes Q what the scores are formed from, and returns what brings those to units of log2: positive.
     ///
     /// # Safety
     /// As for [`run_segment`](Self::run_segment), with Qᵀ in place.
     unsafe fn prepare_queries(&self, scratch: &ThreadScratch, q: Rows, rows: usize, lanes: usize) -> f32 {
         let (k, d) = (self.kernels, self.problem.head_dim());
         let pairs = products(self.problem, k) == Products::Bf16;
-        let scale = self.problem.softmax_scale() * std::f32::consts::LOG2_E;
-        // SAFETY: scratch was carved for these sizes.
-        unsafe {
-            if pairs {
-                moves::load_transposed_pairs(k, q, rows, d, scratch.q_pairs.at(0), lanes);
-            }
-            if transforms(self.problem) {
-                return 1.0;
-            }
-            if scale > 0.0 {
-                return scale;
-            }
-            // The softmax takes the maximum before it scales, so a negative scale moves into Q.
-            let (x, n) = if pairs { (scratch.q_pairs.at(0), d.div_ceil(2)) } else { (scratch.qt.at(0), d) };
-            for r in 0..n {
-                for lane in 0..lanes {
-                    let p = x.add(r * lanes + lane).cast::<u32>();
-                    *p = match (scale < 0.0, pairs) {
-                        (true, true) => *p ^ 0x8000_8000,
-                        (true, false) => *p ^ 0x8000_0000,
-                        (false, _) => 0,
-                    };
-                }
-            }
+        if pairs {
+            // SAFETY: scratch was carved for these sizes.
+            unsafe { moves::load_transposed_pairs(k, q, rows, d, scratch.q_pairs.at(0), lanes) };
         }
-        if scale < 0.0 { -scale } else { 1.0 }
+        if transforms(self.problem) { 1.0 } else { self.problem.softmax_scale() * std::f32::consts::LOG2_E }
     }
 
     /// One tile of keys: scores, softmax, and their part of O.
@@ -554,10 +533,11 @@ pub(super) fn inducer_tile(
     }
 }
 
-/// Whether scores need more than a factor.
+/// Whether scores need more than a positive factor. The softmax takes the maximum, and the mask puts in −∞, before that
+/// factor; one that is not positive must come before them.
 pub(super) fn transforms(problem: &Problem<'_>) -> bool {
     let a = problem.attention();
-    a.config.softcap.is_some() || a.alibi_slopes.is_some()
+    a.config.softcap.is_some() || a.alibi_slopes.is_some() || problem.softmax_scale() <= 0.0
 }
 
 /// Softcap and ALiBi of a segment's rows.

@@ -5,7 +5,8 @@
 //! matrix product. Everything a tile does is one micro-kernel (`simd::gemm`) and a handful of lane-wise loops (`kernels`).
 //!
 //! A row's result is a fixed sequence of operations in its own lane. It depends neither on the number of threads nor on the
-//! other rows of the tile, the batch or the packing.
+//! other rows of the tile, the batch or the packing. (Where a mask cuts through a tile that holds a number that is not
+//! finite, hidden pairs are left out one by one: the other rows stay right, but their last bits may differ.)
 
 mod backward;
 mod forward;

@@ -180,9 +180,15 @@ pub(crate) unsafe fn inducer_backward<V: Vector>(t: &InducerGradientTile) {
         match f.value {
             Value::Zero | Value::Direct => {
                 w = rest;
-                let d_o_dot_o =
-                    if t.from_attention { V::fma(lambda, kept, V::mul(rest, saved)) } else { saved };
-                d_s0 = V::mul(lambda, V::sub(kept, d_o_dot_o));
+                let d_o_dot_o;
+                if t.from_attention {
+                    d_o_dot_o = V::fma(lambda, kept, V::mul(rest, saved));
+                    // dO·Δ − dO·O = (1−λ)(dO·Δ − dO·attn), without the cancellation where λ is close to 1.
+                    d_s0 = V::mul(V::mul(lambda, rest), V::sub(kept, saved));
+                } else {
+                    d_o_dot_o = saved;
+                    d_s0 = V::mul(lambda, V::sub(kept, saved));
+                }
                 d_prime = V::sub(V::mul(rest, d_o_dot_o), d_lse);
             }
             Value::Residual => {
