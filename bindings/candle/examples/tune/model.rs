@@ -196,7 +196,7 @@ impl Model {
     ) -> Result<Tensor> {
         let (batch, length) = tokens.dims2()?;
         let Config { width, heads, .. } = self.config;
-        let embedded = self.tokens.embedding(tokens)?;
+        let embedded = self.tokens.embedding(&tokens.flatten_all()?)?.reshape((batch, length, width))?;
         let mut x = embedded.broadcast_add(&self.positions.narrow(0, 0, length)?)?.reshape((batch * length, width))?;
         let split = |x: Tensor| x.reshape((batch, length, heads, width / heads))?.transpose(1, 2);
         for (layer, block) in self.blocks.iter().enumerate() {
