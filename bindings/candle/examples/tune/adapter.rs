@@ -5,6 +5,9 @@ use crate::rng::Rng;
 use anyhow::Context;
 use candle_core::{Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
+use inducer_attention_candle::{
+    AdapterTensors, InducerTensors, KeyTensors, PrefixTensors, ValueTensors, VirtualTokens,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -84,7 +87,8 @@ impl Recipe {
 
     /// Trained parameters of the whole model.
     pub(crate) fn parameters(&self, config: &Config) -> usize {
-        self.shapes(config).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>() * config.layers
+        self.shapes(config).iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>()
+            * config.layers
     }
 
     /// One layer's tensors: name, shape, deviation of the initial values.
@@ -116,17 +120,10 @@ impl Recipe {
     }
 }
 
-/// The virtual key's and the virtual value's adapters, per head: down `[H, d, r]` and `[H, r]`, up `[H, r, d]` and `[H, d]`.
-pub(crate) struct Inducer {
-    pub(crate) key: [Tensor; 4],
-    pub(crate) value: [Tensor; 4],
-}
-
 /// One layer's part.
 pub(crate) struct LayerAdapter {
-    /// Keys and values, `[H, L, d]`.
-    pub(crate) prefix: Option<(Tensor, Tensor)>,
-    pub(crate) inducer: Option<Inducer>,
+    /// What the layer's attention sees besides its keys and values.
+    pub(crate) tokens: VirtualTokens,
     /// `[width, r]` and `[r, width]`.
     lora: Option<(Tensor, Tensor)>,
 }
@@ -159,8 +156,9 @@ impl Adapter {
         if recipe.prefix > 0 {
             let text = Tensor::new(&text[..recipe.prefix], &Device::Cpu)?.unsqueeze(0)?;
             for (layer, (keys, values)) in model.keys_and_values(&text)?.iter().enumerate() {
-                variables[&format!("h.{layer}.attn.prefix.key")].set(&keys.squeeze(0)?.contiguous()?)?;
-                variables[&format!("h.{layer}.attn.prefix.value")].set(&values.squeeze(0)?.contiguous()?)?;
+                let by_head = |x: &Tensor| x.squeeze(0)?.transpose(0, 1)?.contiguous();
+                variables[&format!("h.{layer}.attn.prefix.key")].set(&by_head(keys)?)?;
+                variables[&format!("h.{layer}.attn.prefix.value")].set(&by_head(values)?)?;
             }
         }
         Self::assemble(recipe, &model.config, variables)
@@ -176,28 +174,26 @@ impl Adapter {
             .map(|layer| {
                 let vb = vb.pp(format!("h.{layer}.attn"));
                 let get = |name: &str| vb.get(shapes[name].as_slice(), name);
-                Ok(LayerAdapter {
-                    prefix: if recipe.prefix > 0 { Some((get("prefix.key")?, get("prefix.value")?)) } else { None },
-                    inducer: if recipe.inducer > 0 {
-                        Some(Inducer {
-                            key: [
-                                get("key.down_weight")?,
-                                get("key.down_bias")?,
-                                get("key.up_weight")?,
-                                get("key.up_bias")?,
-                            ],
-                            value: [
-                                get("value.down_weight")?,
-                                get("value.down_bias")?,
-                                get("value.up_weight")?,
-                                get("value.up_bias")?,
-                            ],
-                        })
-                    } else {
-                        None
-                    },
-                    lora: if recipe.lora > 0 { Some((get("query.lora_a")?, get("query.lora_b")?)) } else { None },
-                })
+                let residual = |part: &str| -> Result<AdapterTensors> {
+                    Ok(AdapterTensors {
+                        down_weight: get(&format!("{part}.down_weight"))?,
+                        down_bias: get(&format!("{part}.down_bias"))?,
+                        up_weight: get(&format!("{part}.up_weight"))?,
+                        up_bias: get(&format!("{part}.up_bias"))?,
+                    })
+                };
+                let mut tokens = VirtualTokens::default();
+                if recipe.prefix > 0 {
+                    tokens.prefix = Some(PrefixTensors { k: get("prefix.key")?, v: get("prefix.value")? });
+                }
+                if recipe.inducer > 0 {
+                    let (key, value) = (residual("key")?, residual("value")?);
+                    tokens.inducer =
+                        Some(InducerTensors::new(KeyTensors::Residual(key), ValueTensors::Residual(value)));
+                }
+                let lora =
+                    if recipe.lora > 0 { Some((get("query.lora_a")?, get("query.lora_b")?)) } else { None };
+                Ok(LayerAdapter { tokens, lora })
             })
             .collect::<Result<_>>()?;
         Ok(Self { variables, layers })
@@ -209,17 +205,90 @@ impl Adapter {
 
     /// Writes the parameters as safetensors.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let tensors: HashMap<_, _> =
-            self.variables.iter().map(|(name, variable)| (name.clone(), variable.as_detached_tensor())).collect();
-        candle_core::safetensors::save(&tensors, path).with_context(|| format!("cannot write {}", path.display()))
+        let tensors: HashMap<_, _> = self
+            .variables
+            .iter()
+            .map(|(name, variable)| (name.clone(), variable.as_detached_tensor()))
+            .collect();
+        candle_core::safetensors::save(&tensors, path)
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Reads what [`Adapter::save`] wrote.
     pub(crate) fn load(path: &Path, recipe: Recipe, config: &Config) -> anyhow::Result<Self> {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let variables =
-            tensors.into_iter().map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?))).collect::<Result<_>>()?;
+        let variables = tensors
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
+            .collect::<Result<_>>()?;
         Ok(Self::assemble(recipe, config, variables)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Adapter, Method, Recipe};
+    use crate::attention::Attention;
+    use crate::model::{Config, Model, initial_weights};
+    use candle_core::{Device, Tensor};
+
+    const TINY: Config =
+        Config { vocabulary: 256, context: 16, width: 24, hidden: 30, heads: 3, layers: 2, epsilon: 1e-5 };
+
+    #[test]
+    fn methods_get_about_as_many_parameters() {
+        for config in [Config::BYTES, Config { width: 768, heads: 12, layers: 12, ..Config::BYTES }] {
+            let budget = Recipe::new(Method::Inducer, 8, &config).parameters(&config) as f64;
+            for method in Method::ALL {
+                let parameters = Recipe::new(method, 8, &config).parameters(&config) as f64;
+                assert!(
+                    (parameters / budget - 1.0).abs() < 0.05,
+                    "{}: {parameters} of {budget}",
+                    method.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_saved_loads_as_it_was() -> anyhow::Result<()> {
+        let model = Model::new(TINY, initial_weights(&TINY, 1)?)?;
+        let text: Vec<u32> = (0..40).collect();
+        let tokens = Tensor::new(&text[..12], &Device::Cpu)?.unsqueeze(0)?;
+        for method in Method::ALL {
+            let recipe = Recipe::new(method, 2, &TINY);
+            let adapter = Adapter::new(recipe, &model, &text, 7)?;
+            let path = std::env::temp_dir().join(format!("tune-{}-{}", method.name(), std::process::id()));
+            adapter.save(&path)?;
+            let loaded = Adapter::load(&path, recipe, &TINY);
+            std::fs::remove_file(&path)?;
+            let loaded = loaded?;
+            let logits = |adapter: &Adapter| -> anyhow::Result<Vec<f32>> {
+                Ok(model.logits(&tokens, Some(adapter), Attention::Fused)?.flatten_all()?.to_vec1()?)
+            };
+            assert_eq!(logits(&adapter)?, logits(&loaded)?);
+            assert_eq!(adapter.variables.len(), loaded.variables.len());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_parameter_gets_a_gradient_and_the_frozen_model_none() -> anyhow::Result<()> {
+        let weights = initial_weights(&TINY, 1)?;
+        let model = Model::new(TINY, weights.clone())?;
+        let text: Vec<u32> = (0..40).collect();
+        let tokens = Tensor::new(&text[..24], &Device::Cpu)?.reshape((2, 12))?;
+        for method in Method::ALL {
+            let adapter = Adapter::new(Recipe::new(method, 2, &TINY), &model, &text, 7)?;
+            let gradients = model.loss(&tokens, &tokens, Some(&adapter), Attention::Fused)?.backward()?;
+            for (name, variable) in &adapter.variables {
+                assert!(gradients.get(variable).is_some(), "{}: {name}", method.name());
+            }
+            for (name, weight) in &weights {
+                assert!(gradients.get(weight).is_none(), "{}: {name}", method.name());
+            }
+        }
+        Ok(())
     }
 }

@@ -135,7 +135,10 @@ fn prose_of_markdown(markdown: &str, prose: &mut String) {
         let trimmed = line.trim_start();
         if trimmed.starts_with("```") || trimmed.starts_with("~~~") {
             fenced = !fenced;
-        } else if !fenced && !trimmed.starts_with("[!") && !(trimmed.starts_with('[') && trimmed.contains("]: ")) {
+        } else if !fenced
+            && !trimmed.starts_with("[!")
+            && !(trimmed.starts_with('[') && trimmed.contains("]: "))
+        {
             prose.push_str(line.trim_end());
             prose.push('\n');
         }
@@ -153,7 +156,8 @@ fn truncated(text: &str, limit: usize) -> &str {
 
 /// FNV-1a: the same on every machine and in every release.
 fn hash(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+    name.bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 #[cfg(test)]

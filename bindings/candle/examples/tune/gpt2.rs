@@ -44,7 +44,8 @@ pub(crate) fn load(directory: &Path) -> Result<(Config, Weights, Tokenizer)> {
 
 /// Writes `config.json` and `model.safetensors`.
 pub(crate) fn save(directory: &Path, config: &Config, weights: &Weights) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make the folder {}", directory.display()))?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make the folder {}", directory.display()))?;
     let description = json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -60,15 +61,18 @@ pub(crate) fn save(directory: &Path, config: &Config, weights: &Weights) -> Resu
         "tie_word_embeddings": true,
     });
     let path = directory.join("config.json");
-    fs::write(&path, format!("{description:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, format!("{description:#}\n"))
+        .with_context(|| format!("cannot write {}", path.display()))?;
     let path = directory.join("model.safetensors");
     candle_core::safetensors::save(&pack(config, weights)?, &path)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn read_config(path: &Path) -> Result<Config> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    let json: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    let json: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     parse_config(&json).with_context(|| format!("in {}", path.display()))
 }
 
@@ -100,7 +104,11 @@ fn parse_config(json: &Value) -> Result<Config> {
         layers: size("n_layer")?,
         epsilon: json.get("layer_norm_epsilon").and_then(Value::as_f64).unwrap_or(1e-5),
     };
-    ensure!(width.is_multiple_of(config.heads), "n_embd = {width} is not a multiple of n_head = {}", config.heads);
+    ensure!(
+        width.is_multiple_of(config.heads),
+        "n_embd = {width} is not a multiple of n_head = {}",
+        config.heads
+    );
     ensure!(config.head_dim() <= 256, "n_embd / n_head = {}, at most 256 is supported", config.head_dim());
     ensure!(config.epsilon > 0.0, "layer_norm_epsilon = {}, expected a positive number", config.epsilon);
     Ok(config)
@@ -128,15 +136,22 @@ fn unpack(config: &Config, tensors: &HashMap<String, Tensor>) -> Result<Weights>
                 _ => (width, width),
             };
             let shape = if ours.starts_with("ln") { vec![width] } else { vec![inputs, outputs] };
-            weights.insert(format!("h.{layer}.{ours}.weight"), get(&format!("h.{layer}.{theirs}.weight"), &shape)?);
-            weights.insert(format!("h.{layer}.{ours}.bias"), get(&format!("h.{layer}.{theirs}.bias"), &[outputs])?);
+            weights.insert(
+                format!("h.{layer}.{ours}.weight"),
+                get(&format!("h.{layer}.{theirs}.weight"), &shape)?,
+            );
+            weights.insert(
+                format!("h.{layer}.{ours}.bias"),
+                get(&format!("h.{layer}.{theirs}.bias"), &[outputs])?,
+            );
         }
         let weight = get(&format!("h.{layer}.attn.c_attn.weight"), &[width, 3 * width])?;
         let bias = get(&format!("h.{layer}.attn.c_attn.bias"), &[3 * width])?;
         for (part, ours) in PACKED.iter().enumerate() {
             let weight = weight.narrow(1, part * width, width)?.contiguous()?;
             weights.insert(format!("h.{layer}.{ours}.weight"), weight);
-            weights.insert(format!("h.{layer}.{ours}.bias"), bias.narrow(0, part * width, width)?.contiguous()?);
+            weights
+                .insert(format!("h.{layer}.{ours}.bias"), bias.narrow(0, part * width, width)?.contiguous()?);
         }
     }
     if let Some(head) = tensors.get("lm_head.weight") {
@@ -151,9 +166,12 @@ fn unpack(config: &Config, tensors: &HashMap<String, Tensor>) -> Result<Weights>
 fn pack(config: &Config, weights: &Weights) -> Result<HashMap<String, Tensor>> {
     let get = |name: String| weights.get(&name).with_context(|| format!("{name} is missing"));
     let mut tensors = HashMap::new();
-    for (ours, theirs) in
-        [("wte", "wte.weight"), ("wpe", "wpe.weight"), ("ln_f.weight", "ln_f.weight"), ("ln_f.bias", "ln_f.bias")]
-    {
+    for (ours, theirs) in [
+        ("wte", "wte.weight"),
+        ("wpe", "wpe.weight"),
+        ("ln_f.weight", "ln_f.weight"),
+        ("ln_f.bias", "ln_f.bias"),
+    ] {
         tensors.insert(format!("transformer.{theirs}"), get(ours.into())?.clone());
     }
     for layer in 0..config.layers {

@@ -116,7 +116,9 @@ impl ByHand {
         for layer in 0..LAYERS {
             let packed: Vec<_> = states
                 .iter()
-                .map(|x| self.linear(&self.norm(x, &format!("h.{layer}.ln_1")), &format!("h.{layer}.attn.c_attn")))
+                .map(|x| {
+                    self.linear(&self.norm(x, &format!("h.{layer}.ln_1")), &format!("h.{layer}.attn.c_attn"))
+                })
                 .collect();
             for i in 0..tokens.len() {
                 let d = WIDTH / HEADS;
@@ -128,7 +130,9 @@ impl ByHand {
                     let dot = |j: usize| query.iter().zip(key(j)).map(|(q, k)| q * k).sum::<f64>();
                     let weights: Vec<f64> = (0..=i).map(|j| (dot(j) / (d as f64).sqrt()).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    attended.extend((0..d).map(|c| (0..=i).map(|j| weights[j] * value(j)[c]).sum::<f64>() / total));
+                    attended.extend(
+                        (0..d).map(|c| (0..=i).map(|j| weights[j] * value(j)[c]).sum::<f64>() / total),
+                    );
                 }
                 let x = add(&states[i], &self.linear(&attended, &format!("h.{layer}.attn.c_proj")));
                 let hidden: Vec<f64> = self
@@ -142,7 +146,8 @@ impl ByHand {
                 states[i] = add(&x, &self.linear(&hidden, &format!("h.{layer}.mlp.c_proj")));
             }
         }
-        let output = |x: &[f64], token: usize| x.iter().zip(row("wte.weight", token)).map(|(x, w)| x * w).sum();
+        let output =
+            |x: &[f64], token: usize| x.iter().zip(row("wte.weight", token)).map(|(x, w)| x * w).sum();
         states
             .iter()
             .map(|x| self.norm(x, "ln_f"))
@@ -166,7 +171,8 @@ fn logits_agree_with_a_computation_by_hand_with_and_without_the_prefix() {
         write(&folder, &config(), &named);
         let (config, weights, _) = load(&folder.0).unwrap();
         let model = Model::new(config, weights).unwrap();
-        let input = Tensor::from_iter(tokens.map(|token| token as u32), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let input =
+            Tensor::from_iter(tokens.map(|token| token as u32), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         for attention in Attention::ALL {
             let logits = model.logits(&input, None, attention).unwrap().to_vec2::<f32>().unwrap();
             for (row, expected) in logits.iter().zip(&expected) {
@@ -181,7 +187,8 @@ fn logits_agree_with_a_computation_by_hand_with_and_without_the_prefix() {
 #[test]
 fn what_is_saved_loads_as_it_was() {
     let folder = Folder::new("roundtrip");
-    let config = Config { vocabulary: 256, context: 8, width: 12, hidden: 20, heads: 3, layers: 2, epsilon: 1e-5 };
+    let config =
+        Config { vocabulary: 256, context: 8, width: 12, hidden: 20, heads: 3, layers: 2, epsilon: 1e-5 };
     let weights = initial_weights(&config, 1).unwrap();
     save(&folder.0, &config, &weights).unwrap();
     let (loaded_config, loaded, tokenizer) = load(&folder.0).unwrap();
@@ -214,7 +221,10 @@ fn a_folder_that_lacks_something_is_an_error_that_names_it() {
     assert!(message(&folder).ends_with("h.1.mlp.c_fc.bias is [3], expected [10]"));
 
     tensors.insert("h.1.mlp.c_fc.bias".into(), bias);
-    tensors.insert("lm_head.weight".into(), Tensor::zeros((VOCABULARY, WIDTH), DType::F32, &Device::Cpu).unwrap());
+    tensors.insert(
+        "lm_head.weight".into(),
+        Tensor::zeros((VOCABULARY, WIDTH), DType::F32, &Device::Cpu).unwrap(),
+    );
     write(&folder, &config(), &tensors);
     assert!(message(&folder).contains("lm_head.weight differs"));
 

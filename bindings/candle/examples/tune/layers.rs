@@ -155,7 +155,8 @@ impl CustomOp3 for LayerNorm {
                     // dγ in the first half, dβ in the second.
                     let mut sums = vec![0.0f32; 2 * width];
                     let (dgamma, dbeta) = sums.split_at_mut(width);
-                    let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width).zip(grad.chunks_exact(width)));
+                    let rows =
+                        dx.chunks_exact_mut(width).zip(x.chunks_exact(width).zip(grad.chunks_exact(width)));
                     for (dx, (x, grad)) in rows {
                         let (mean, scale) = self.moments(x);
                         for i in 0..width {
@@ -230,15 +231,15 @@ impl CustomOp1 for Gelu {
         let grad = grad.contiguous()?;
         let dx = with_slices(&[x, &grad], |slices| {
             let mut dx = vec![0.0f32; slices[0].len()];
-            dx.par_chunks_mut(4096)
-                .zip(slices[0].par_chunks(4096).zip(slices[1].par_chunks(4096)))
-                .for_each(|(dx, (x, grad))| {
+            dx.par_chunks_mut(4096).zip(slices[0].par_chunks(4096).zip(slices[1].par_chunks(4096))).for_each(
+                |(dx, (x, grad))| {
                     for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
                         let gate = Self::gate(x);
                         let slope = 2.0 * Self::SCALE * (1.0 + 3.0 * Self::CUBIC * x * x);
                         *dx = grad * gate * (1.0 + x * (1.0 - gate) * slope);
                     }
-                });
+                },
+            );
             Ok(dx)
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
@@ -292,18 +293,16 @@ impl CustomOp2 for CrossEntropy {
         let factor = grad.to_scalar::<f32>()? / rows as f32;
         let gradient = with_slices(&[logits], |slices| {
             let mut gradient = vec![0.0f32; rows * classes];
-            gradient
-                .par_chunks_mut(classes)
-                .zip(slices[0].par_chunks(classes))
-                .zip(&targets)
-                .for_each(|((gradient, row), &target)| {
+            gradient.par_chunks_mut(classes).zip(slices[0].par_chunks(classes)).zip(&targets).for_each(
+                |((gradient, row), &target)| {
                     let (max, total) = softmax_parts(row);
                     let factor_over_total = factor / total;
                     for (gradient, &logit) in gradient.iter_mut().zip(row) {
                         *gradient = exp(logit - max) * factor_over_total;
                     }
                     gradient[target as usize] -= factor;
-                });
+                },
+            );
             Ok(gradient)
         })?;
         Ok((Some(Tensor::from_vec(gradient, (rows, classes), logits.device())?), None))
@@ -436,7 +435,8 @@ mod tests {
             &[&x],
             || gelu(&x),
             || {
-                let inner = ((x.as_tensor() + (x.powf(3.0)? * 0.044_715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
+                let inner =
+                    ((x.as_tensor() + (x.powf(3.0)? * 0.044_715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
                 (x.as_tensor() * 0.5)? * (inner.tanh()? + 1.0)?
             },
         )

@@ -7,6 +7,7 @@ use crate::layers::{cross_entropy, gelu, layer_norm, linear};
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
+use inducer_attention_candle::VirtualTokens;
 use std::collections::HashMap;
 
 /// The model's dimensions.
@@ -131,7 +132,7 @@ pub(crate) struct Model {
     no_bias: Tensor,
 }
 
-/// A layer's keys and values, `[B, H, N, d]` each.
+/// A layer's keys and values, `[B, N, H, d]` each.
 pub(crate) type KeysAndValues = Vec<(Tensor, Tensor)>;
 
 impl Model {
@@ -165,7 +166,12 @@ impl Model {
     }
 
     /// Tokens u32 `[B, N]` with N up to the context give logits `[B·N, vocabulary]`.
-    pub(crate) fn logits(&self, tokens: &Tensor, adapter: Option<&Adapter>, attention: Attention) -> Result<Tensor> {
+    pub(crate) fn logits(
+        &self,
+        tokens: &Tensor,
+        adapter: Option<&Adapter>,
+        attention: Attention,
+    ) -> Result<Tensor> {
         self.run(tokens, adapter, attention, None)
     }
 
@@ -183,7 +189,7 @@ impl Model {
     /// What each layer's attention sees of the tokens.
     pub(crate) fn keys_and_values(&self, tokens: &Tensor) -> Result<KeysAndValues> {
         let mut seen = KeysAndValues::new();
-        self.run(tokens, None, Attention::Eager, Some(&mut seen))?;
+        self.run(tokens, None, Attention::Fused, Some(&mut seen))?;
         Ok(seen)
     }
 
@@ -197,13 +203,17 @@ impl Model {
         let (batch, length) = tokens.dims2()?;
         let Config { width, heads, .. } = self.config;
         let embedded = self.tokens.embedding(&tokens.flatten_all()?)?.reshape((batch, length, width))?;
-        let mut x = embedded.broadcast_add(&self.positions.narrow(0, 0, length)?)?.reshape((batch * length, width))?;
-        let split = |x: Tensor| x.reshape((batch, length, heads, width / heads))?.transpose(1, 2);
+        let mut x = embedded
+            .broadcast_add(&self.positions.narrow(0, 0, length)?)?
+            .reshape((batch * length, width))?;
+        let split = |x: Tensor| x.reshape((batch, length, heads, width / heads));
+        let none = VirtualTokens::default();
         for (layer, block) in self.blocks.iter().enumerate() {
             let adapter = adapter.map(|adapter| adapter.layer(layer));
             let normed = block.norm_1.forward(&x)?;
             let mut query = block.query.forward(&normed)?;
-            if let Some(change) = adapter.map(|adapter| adapter.query_change(&normed)).transpose()?.flatten() {
+            if let Some(change) = adapter.map(|adapter| adapter.query_change(&normed)).transpose()?.flatten()
+            {
                 query = (query + change)?;
             }
             let (query, key, value) =
@@ -211,8 +221,9 @@ impl Model {
             if let Some(seen) = &mut seen {
                 seen.push((key.clone(), value.clone()));
             }
-            let attended = attention.forward(&query, &key, &value, adapter)?;
-            let attended = attended.transpose(1, 2)?.reshape((batch * length, width))?;
+            let tokens = adapter.map_or(&none, |adapter| &adapter.tokens);
+            let attended =
+                attention.forward(&query, &key, &value, tokens)?.reshape((batch * length, width))?;
             x = (x + block.output.forward(&attended)?)?;
             let hidden = gelu(&block.up.forward(&block.norm_2.forward(&x)?)?)?;
             x = (x + block.down.forward(&hidden)?)?;

@@ -76,7 +76,8 @@ impl InplaceOp1 for Update<'_> {
     }
 
     fn cpu_fwd(&self, parameter: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(parameter), Some((start, end))) = (parameter, layout.contiguous_offsets()) else {
+        let (CpuStorage::F32(parameter), Some((start, end))) = (parameter, layout.contiguous_offsets())
+        else {
             bail!("adamw: parameters must be contiguous f32");
         };
         let parameter = &mut parameter[start..end];

@@ -85,7 +85,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
             }
             Long("learning-rate") => {
                 let rate: f64 = parser.value()?.parse().context("--learning-rate")?;
-                ensure!(rate > 0.0 && rate < 10.0, "--learning-rate {rate}: expected a number between 0 and 10");
+                ensure!(
+                    rate > 0.0 && rate < 10.0,
+                    "--learning-rate {rate}: expected a number between 0 and 10"
+                );
                 options.learning_rate = Some(rate);
             }
             Long("seed") => options.seed = parser.value()?.parse().context("--seed")?,

@@ -29,7 +29,8 @@ const BOTTOM: f64 = 58.0;
 
 /// The charts side by side below a title.
 pub(crate) fn svg(title: &str, charts: &[Chart]) -> String {
-    let charts: Vec<_> = charts.iter().filter(|chart| chart.series.iter().any(|line| !line.points.is_empty())).collect();
+    let charts: Vec<_> =
+        charts.iter().filter(|chart| chart.series.iter().any(|line| !line.points.is_empty())).collect();
     let (width, height) = (WIDTH * charts.len().max(1) as f64, HEIGHT + 34.0);
     let mut out = String::new();
     let _ = write!(
@@ -53,7 +54,9 @@ fn draw(out: &mut String, chart: &Chart, index: usize) {
     let (x_range, y_range) = ranges(chart);
     let (x_ticks, y_ticks) = (ticks(x_range, 6), ticks(y_range, 7));
     let x = |value: f64| LEFT + (value - x_range.0) / (x_range.1 - x_range.0) * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| HEIGHT - BOTTOM - (value - y_range.0) / (y_range.1 - y_range.0) * (HEIGHT - TOP - BOTTOM);
+    let y = |value: f64| {
+        HEIGHT - BOTTOM - (value - y_range.0) / (y_range.1 - y_range.0) * (HEIGHT - TOP - BOTTOM)
+    };
     let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
     let _ = writeln!(
         out,
@@ -192,12 +195,16 @@ mod tests {
     use super::{Chart, Series, ranges, svg, thousands, ticks};
 
     fn chart() -> Chart {
-        let line = |label: &str, points: &[(f64, f64)]| Series { label: label.into(), points: points.to_vec() };
+        let line =
+            |label: &str, points: &[(f64, f64)]| Series { label: label.into(), points: points.to_vec() };
         Chart {
             title: "a < b".into(),
             x_label: "tokens".into(),
             y_label: "loss".into(),
-            series: vec![line("one", &[(0.0, 2.0), (10.0, 1.0)]), line("two", &[(0.0, 9.0), (10.0, f64::NAN)])],
+            series: vec![
+                line("one", &[(0.0, 2.0), (10.0, 1.0)]),
+                line("two", &[(0.0, 9.0), (10.0, f64::NAN)]),
+            ],
             reference: Some(("frozen".into(), 2.0)),
         }
     }
@@ -211,7 +218,8 @@ mod tests {
         assert!(text.contains("stroke-dasharray"));
         assert!(!text.contains("NaN") && !text.contains("inf"));
         for tag in ["g", "text", "clipPath", "svg"] {
-            let opened = text.matches(&format!("<{tag} ")).count() + text.matches(&format!("<{tag}>")).count();
+            let opened =
+                text.matches(&format!("<{tag} ")).count() + text.matches(&format!("<{tag}>")).count();
             assert_eq!(opened, text.matches(&format!("</{tag}>")).count(), "{tag}");
         }
     }
@@ -235,6 +243,9 @@ mod tests {
         let found = ticks((0.13, 0.92), 7);
         let labels: Vec<_> = found.values.iter().map(|&tick| found.label(tick)).collect();
         assert_eq!(labels, ["0.2", "0.4", "0.6", "0.8"]);
-        assert_eq!((thousands(250_000.0), thousands(1_500_000.0), thousands(0.0)), ("250k".into(), "1.5M".into(), "0".into()));
+        assert_eq!(
+            (thousands(250_000.0), thousands(1_500_000.0), thousands(0.0)),
+            ("250k".into(), "1.5M".into(), "0".into())
+        );
     }
 }

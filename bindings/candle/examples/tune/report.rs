@@ -28,8 +28,11 @@ pub(crate) struct Frozen {
 /// A Markdown table, columns aligned.
 pub(crate) fn table(frozen: &Frozen, outcomes: &[Outcome]) -> String {
     let mut rows = vec![
-        ["method", "trained", "of model", "rate", "before", "at start", "after", "change", "on code", "seconds", "tokens/s"]
-            .map(str::to_owned),
+        [
+            "method", "trained", "of model", "rate", "before", "at start", "after", "change", "on code",
+            "seconds", "tokens/s",
+        ]
+        .map(str::to_owned),
     ];
     rows.push([
         "frozen model".into(),
@@ -123,6 +126,9 @@ mod tests {
 
     #[test]
     fn digits_are_grouped() {
-        assert_eq!(["0", "999", "1 000", "1 234 567"].map(str::to_owned), [0, 999, 1000, 1_234_567].map(grouped));
+        assert_eq!(
+            ["0", "999", "1 000", "1 234 567"].map(str::to_owned),
+            [0, 999, 1000, 1_234_567].map(grouped)
+        );
     }
 }

@@ -65,7 +65,9 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_numbers() {
-        let draw = |seed| (0..9).map(|_| seed).scan(Rng::new(seed), |rng, _| Some(rng.below(1000))).collect::<Vec<_>>();
+        let draw = |seed| {
+            (0..9).map(|_| seed).scan(Rng::new(seed), |rng, _| Some(rng.below(1000))).collect::<Vec<_>>()
+        };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
     }

@@ -17,7 +17,8 @@ pub(crate) struct Package {
 /// every machine gathers the same.
 pub(crate) fn packages() -> Vec<Package> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let locked = fs::read_to_string(workspace.join("Cargo.lock")).map(|lock| locked(&lock)).unwrap_or_default();
+    let locked =
+        fs::read_to_string(workspace.join("Cargo.lock")).map(|lock| locked(&lock)).unwrap_or_default();
     let own = Package { name: "inducer-attention".into(), directory: workspace };
     let fetched = locked.into_iter().filter_map(|(name, version)| {
         let directory = registries().into_iter().map(|registry| registry.join(format!("{name}-{version}")));
@@ -58,7 +59,8 @@ fn registries() -> Vec<PathBuf> {
     let Some(Ok(entries)) = home.map(|home| fs::read_dir(home.join("registry/src"))) else {
         return Vec::new();
     };
-    let mut folders: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let mut folders: Vec<_> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     folders.sort();
     folders
 }

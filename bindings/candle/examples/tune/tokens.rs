@@ -45,7 +45,13 @@ pub(crate) struct Domain {
 impl Domain {
     /// Tokenises the text. `name` is for the message of an error: a part shorter than a window, or a token that the model
     /// does not know.
-    pub(crate) fn new(name: &str, text: &Text, tokenizer: &Tokenizer, length: usize, vocabulary: usize) -> Result<Self> {
+    pub(crate) fn new(
+        name: &str,
+        text: &Text,
+        tokenizer: &Tokenizer,
+        length: usize,
+        vocabulary: usize,
+    ) -> Result<Self> {
         let (train, held_out) = (tokenizer.encode(&text.train)?, tokenizer.encode(&text.held_out)?);
         for (part, tokens) in [("training", &train), ("held-out", &held_out)] {
             if tokens.len() <= length {
@@ -56,7 +62,9 @@ impl Domain {
                 );
             }
             if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
-                bail!("{name}: the tokenizer gives token {token}, but the model's vocabulary has {vocabulary}");
+                bail!(
+                    "{name}: the tokenizer gives token {token}, but the model's vocabulary has {vocabulary}"
+                );
             }
         }
         Ok(Self { train, held_out })
@@ -89,8 +97,11 @@ impl Domain {
 
 fn windows(tokens: &[u32], starts: &[usize], length: usize) -> Result<Batch> {
     let gather = |shift: usize| -> Result<Tensor> {
-        let values: Vec<u32> =
-            starts.iter().flat_map(|&start| &tokens[start + shift..start + shift + length]).copied().collect();
+        let values: Vec<u32> = starts
+            .iter()
+            .flat_map(|&start| &tokens[start + shift..start + shift + length])
+            .copied()
+            .collect();
         Ok(Tensor::from_vec(values, (starts.len(), length), &Device::Cpu)?)
     };
     Ok((gather(0)?, gather(1)?))
@@ -111,7 +122,9 @@ mod tests {
     fn targets_are_the_tokens_that_follow() {
         let domain = domain("abcdefgh", "01234567").unwrap();
         let (tokens, targets) = domain.batch(&mut Rng::new(1), 3, 4).unwrap();
-        for (tokens, targets) in tokens.to_vec2::<u32>().unwrap().iter().zip(targets.to_vec2::<u32>().unwrap()) {
+        for (tokens, targets) in
+            tokens.to_vec2::<u32>().unwrap().iter().zip(targets.to_vec2::<u32>().unwrap())
+        {
             assert!(tokens.iter().zip(targets).all(|(token, target)| token + 1 == target));
         }
     }
@@ -120,8 +133,11 @@ mod tests {
     fn held_out_windows_stay_inside_and_do_not_repeat() {
         let domain = domain("abcdefgh", "0123456789").unwrap();
         let batches = domain.held_out(99, 2, 4).unwrap();
-        let starts: Vec<u32> =
-            batches.iter().flat_map(|(tokens, _)| tokens.to_vec2::<u32>().unwrap()).map(|row| row[0]).collect();
+        let starts: Vec<u32> = batches
+            .iter()
+            .flat_map(|(tokens, _)| tokens.to_vec2::<u32>().unwrap())
+            .map(|row| row[0])
+            .collect();
         assert_eq!(starts, [48, 51]);
     }
 
