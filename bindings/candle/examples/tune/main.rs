@@ -10,9 +10,7 @@
 //! else it can do, such as tuning a GPT-2 checkpoint on a text of your own.
 
 mod adapter;
-mod attention;
 mod corpus;
-mod eager;
 mod gpt2;
 mod layers;
 mod model;
@@ -26,7 +24,7 @@ mod sources;
 mod tokens;
 mod train;
 
-use adapter::{Adapter, Method, Recipe};
+use adapter::{Adapter, Method};
 use anyhow::{Context, Result, ensure};
 use model::{Config, Model, Weights};
 use options::Options;
@@ -62,7 +60,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let started = Instant::now();
-    keep_freed_memory();
+    let _end_of_heap = keep_freed_memory();
     let out = &options.out;
     fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     if options.cuda {
@@ -105,9 +103,9 @@ fn run(options: &Options) -> Result<()> {
     let model = Model::new(config, weights.clone())?;
     let frozen = Frozen {
         parameters,
-        loss: evaluate(&model, None, options.attention, &held_out)?,
-        old_domain: evaluate(&model, None, options.attention, &held_out_code)?,
-        course: evaluate(&model, None, options.attention, &course)?,
+        loss: evaluate(&model, None, &held_out)?,
+        old_domain: evaluate(&model, None, &held_out_code)?,
+        course: evaluate(&model, None, &course)?,
     };
     eprintln!(
         "frozen model: {} parameters, held-out loss {:.4} on code, {:.4} on the new text",
@@ -122,25 +120,26 @@ fn run(options: &Options) -> Result<()> {
             break;
         }
         let parts = Parts { options, model: &model, prose: &prose, sizes: &sizes };
-        let (adapter, recipe, history) = adapt(&parts, method, &course)?;
+        let (adapter, history) = adapt(&parts, method, &course)?;
         let path = out.join(format!("adapter-{}.safetensors", method.name()));
         adapter.save(&path)?;
-        let after = evaluate(&model, Some(&adapter), options.attention, &held_out)?;
-        let old_domain = evaluate(&model, Some(&adapter), options.attention, &held_out_code)?;
+        let after = evaluate(&model, Some(&adapter), &held_out)?;
+        let old_domain = evaluate(&model, Some(&adapter), &held_out_code)?;
         // A new model and the adapter's file must give the very same loss.
         let fresh = Model::new(config, weights.clone())?;
-        let reloaded = Adapter::load(&path, recipe, &config)?;
-        let again = evaluate(&fresh, Some(&reloaded), options.attention, &held_out)?;
+        let reloaded = Adapter::load(&path, &config)?;
+        let again = evaluate(&fresh, Some(&reloaded), &held_out)?;
         ensure!(
             after.to_bits() == again.to_bits(),
             "{}: {after} before saving, {again} after",
             path.display()
         );
-        let initial = Adapter::new(recipe, &model, prose.beginning(), options.seed)?;
-        let at_start = evaluate(&model, Some(&initial), options.attention, &held_out)?;
+        let initial =
+            Adapter::new(method.recipe(options.rank, &config), &model, prose.beginning(), options.seed)?;
+        let at_start = evaluate(&model, Some(&initial), &held_out)?;
         eprintln!("{:<24} reloaded from {}: held-out loss {again:.6}, identical", "", path.display());
         let learning_rate = options.learning_rate.unwrap_or_else(|| method.learning_rate());
-        let parameters = recipe.parameters(&config);
+        let parameters = adapter.parameters();
         outcomes.push(Outcome { method, parameters, learning_rate, at_start, after, old_domain, history });
         save_plot(options, &frozen, pretraining.as_ref(), &outcomes)?;
     }
@@ -164,10 +163,19 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Every step allocates and frees the same tensors. Having freed a large block once, glibc's allocator keeps memory up to
-/// its size for later instead of giving it back to the system and asking for it anew, which took a fifth of the time.
-fn keep_freed_memory() {
-    drop(std::hint::black_box(vec![0u8; 31 << 20]));
+/// Every step allocates and frees the same tensors, and glibc's allocator would give the freed memory back to the system
+/// each time, to get it anew, page by page and zeroed, in the next step. It gives back only what lies at the end of the
+/// heap, so a small allocation above some room keeps that room for the process. Where the allocator is another one, this
+/// does nothing. The allocation lives as long as the returned value.
+fn keep_freed_memory() -> impl Sized {
+    const BLOCK: usize = 24 << 20;
+    let block = || std::hint::black_box(Vec::<u8>::with_capacity(BLOCK));
+    // Having freed one block of this size, the allocator takes the next ones from the heap.
+    drop(block());
+    let room: Vec<_> = (0..16).map(|_| block()).collect();
+    let end = std::hint::black_box(vec![1u8; 1024]);
+    drop(room);
+    end
 }
 
 /// How much at a time.
@@ -280,8 +288,7 @@ fn pretrain(
     let mut named: Vec<_> = variables.iter().collect();
     named.sort_by_key(|(name, _)| *name);
     let parameters = named.into_iter().map(|(_, variable)| variable.clone()).collect();
-    let history =
-        train("training on Rust code", (&model, None, options.attention), parameters, code, course, &plan)?;
+    let history = train("training on Rust code", &model, None, parameters, code, course, &plan)?;
     Ok((
         variables.into_iter().map(|(name, variable)| (name, variable.as_detached_tensor())).collect(),
         history,
@@ -297,10 +304,10 @@ struct Parts<'a> {
 }
 
 /// Tunes the frozen model by one method.
-fn adapt(parts: &Parts, method: Method, course: &[Batch]) -> Result<(Adapter, Recipe, History)> {
+fn adapt(parts: &Parts, method: Method, course: &[Batch]) -> Result<(Adapter, History)> {
     let Parts { options, model, prose, sizes } = parts;
-    let recipe = Recipe::new(method, options.rank, &model.config);
-    let adapter = Adapter::new(recipe, model, prose.beginning(), options.seed)?;
+    let adapter =
+        Adapter::new(method.recipe(options.rank, &model.config), model, prose.beginning(), options.seed)?;
     let pretraining = if options.model.is_some() { 0.0 } else { PRETRAINING_SHARE };
     let share = (1.0 - pretraining) / Method::ALL.len() as f64;
     let plan = Plan {
@@ -313,10 +320,8 @@ fn adapt(parts: &Parts, method: Method, course: &[Batch]) -> Result<(Adapter, Re
         evaluations: 12,
         seed: options.seed + 1,
     };
-    let parameters = adapter.variables.values().cloned().collect();
-    let subject = (*model, Some(&adapter), options.attention);
-    let history = train(method.title(), subject, parameters, prose, course, &plan)?;
-    Ok((adapter, recipe, history))
+    let history = train(method.title(), model, Some(&adapter), adapter.variables()?, prose, course, &plan)?;
+    Ok((adapter, history))
 }
 
 fn save_plot(

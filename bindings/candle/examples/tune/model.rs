@@ -2,12 +2,11 @@
 //! attention and MLP, and an output head that shares the token embedding.
 
 use crate::adapter::Adapter;
-use crate::attention::Attention;
 use crate::layers::{cross_entropy, gelu, layer_norm, linear};
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
-use inducer_attention_candle::VirtualTokens;
+use inducer_attention_candle::{AttentionOptions, TensorLayout, VirtualTokens, inducer_attention};
 use std::collections::HashMap;
 
 /// The model's dimensions.
@@ -166,13 +165,8 @@ impl Model {
     }
 
     /// Tokens u32 `[B, N]` with N up to the context give logits `[B·N, vocabulary]`.
-    pub(crate) fn logits(
-        &self,
-        tokens: &Tensor,
-        adapter: Option<&Adapter>,
-        attention: Attention,
-    ) -> Result<Tensor> {
-        self.run(tokens, adapter, attention, None)
+    pub(crate) fn logits(&self, tokens: &Tensor, adapter: Option<&Adapter>) -> Result<Tensor> {
+        self.run(tokens, adapter, None)
     }
 
     /// Mean cross entropy, in nats, of predicting `targets` from `tokens`, both u32 `[B, N]`.
@@ -181,15 +175,14 @@ impl Model {
         tokens: &Tensor,
         targets: &Tensor,
         adapter: Option<&Adapter>,
-        attention: Attention,
     ) -> Result<Tensor> {
-        cross_entropy(&self.logits(tokens, adapter, attention)?, &targets.flatten_all()?)
+        cross_entropy(&self.logits(tokens, adapter)?, &targets.flatten_all()?)
     }
 
     /// What each layer's attention sees of the tokens.
     pub(crate) fn keys_and_values(&self, tokens: &Tensor) -> Result<KeysAndValues> {
         let mut seen = KeysAndValues::new();
-        self.run(tokens, None, Attention::Fused, Some(&mut seen))?;
+        self.run(tokens, None, Some(&mut seen))?;
         Ok(seen)
     }
 
@@ -197,7 +190,6 @@ impl Model {
         &self,
         tokens: &Tensor,
         adapter: Option<&Adapter>,
-        attention: Attention,
         mut seen: Option<&mut KeysAndValues>,
     ) -> Result<Tensor> {
         let (batch, length) = tokens.dims2()?;
@@ -207,13 +199,12 @@ impl Model {
             .broadcast_add(&self.positions.narrow(0, 0, length)?)?
             .reshape((batch * length, width))?;
         let split = |x: Tensor| x.reshape((batch, length, heads, width / heads));
-        let none = VirtualTokens::default();
+        let options = AttentionOptions::causal().with_layout(TensorLayout::Bnhd);
         for (layer, block) in self.blocks.iter().enumerate() {
             let adapter = adapter.map(|adapter| adapter.layer(layer));
             let normed = block.norm_1.forward(&x)?;
             let mut query = block.query.forward(&normed)?;
-            if let Some(change) = adapter.map(|adapter| adapter.query_change(&normed)).transpose()?.flatten()
-            {
+            if let Some(change) = adapter.map(|adapter| adapter.lora_query(&normed)).transpose()?.flatten() {
                 query = (query + change)?;
             }
             let (query, key, value) =
@@ -221,9 +212,11 @@ impl Model {
             if let Some(seen) = &mut seen {
                 seen.push((key.clone(), value.clone()));
             }
-            let tokens = adapter.map_or(&none, |adapter| &adapter.tokens);
-            let attended =
-                attention.forward(&query, &key, &value, tokens)?.reshape((batch * length, width))?;
+            let attended = match adapter {
+                Some(adapter) => adapter.forward(&query, &key, &value, &options)?,
+                None => inducer_attention(&query, &key, &value, &VirtualTokens::default(), &options)?,
+            };
+            let attended = attended.reshape((batch * length, width))?;
             x = (x + block.output.forward(&attended)?)?;
             let hidden = gelu(&block.up.forward(&block.norm_2.forward(&x)?)?)?;
             x = (x + block.down.forward(&hidden)?)?;

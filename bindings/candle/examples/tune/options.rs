@@ -6,8 +6,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::attention::Attention;
-
 pub(crate) const HELP: &str = "\
 Trains a small byte-level transformer on Rust code, freezes it, and adapts it to another text by prefix-tuning,
 inducer-tuning, inducer-tuning with LoRA, and LoRA, with about the same number of trained parameters.
@@ -24,7 +22,6 @@ Options:
   --seconds S        train for at most S seconds in all (default: as long as the steps take)
   --learning-rate X  of the adapters, instead of each method's own
   --seed N           of initial values and batches (default: 1)
-  --attention KIND   fused (this crate's operation; default) or eager (composed from candle's operations)
   --device DEVICE    cpu or cuda (default: cpu)
   -h, --help         this text
 
@@ -41,7 +38,6 @@ pub(crate) struct Options {
     pub(crate) limit: Option<Duration>,
     pub(crate) learning_rate: Option<f64>,
     pub(crate) seed: u64,
-    pub(crate) attention: Attention,
     pub(crate) cuda: bool,
 }
 
@@ -56,7 +52,6 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
         limit: None,
         learning_rate: None,
         seed: 1,
-        attention: Attention::default(),
         cuda: false,
     };
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -92,14 +87,6 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
                 options.learning_rate = Some(rate);
             }
             Long("seed") => options.seed = parser.value()?.parse().context("--seed")?,
-            Long("attention") => {
-                let value = parser.value()?;
-                let known = Attention::ALL.into_iter().find(|attention| value == attention.name());
-                let Some(attention) = known else {
-                    bail!("--attention {}: expected fused or eager", value.display());
-                };
-                options.attention = attention;
-            }
             Long("device") => match parser.value()?.to_str() {
                 Some("cpu") => options.cuda = false,
                 Some("cuda") => options.cuda = true,
@@ -137,7 +124,6 @@ mod tests {
         assert_eq!(error(&["--rank", "65"]), "--rank 65: expected 1 to 64");
         assert_eq!(error(&["--seconds", "NaN"]), "--seconds NaN: expected a positive number");
         assert_eq!(error(&["--device", "tpu"]), "--device tpu: expected cpu or cuda");
-        assert_eq!(error(&["--attention", "x"]), "--attention x: expected fused or eager");
         assert!(error(&["--rank", "many"]).starts_with("--rank: "));
         assert!(error(&["--colour"]).contains("--colour"));
         assert!(error(&["stray"]).contains("stray"));

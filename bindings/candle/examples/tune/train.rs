@@ -1,7 +1,6 @@
 //! The training loop and what it reports of itself.
 
 use crate::adapter::Adapter;
-use crate::attention::Attention;
 use crate::model::Model;
 use crate::optimizer::{AdamW, schedule};
 use crate::progress::Progress;
@@ -55,7 +54,8 @@ impl History {
 /// Trains `parameters`, which are the model's own or the adapter's, and takes the loss on `held_out` along the way.
 pub(crate) fn train(
     label: &str,
-    (model, adapter, attention): (&Model, Option<&Adapter>, Attention),
+    model: &Model,
+    adapter: Option<&Adapter>,
     parameters: Vec<Var>,
     domain: &Domain,
     held_out: &[Batch],
@@ -65,7 +65,7 @@ pub(crate) fn train(
     let mut optimizer = AdamW::new(parameters, plan.weight_decay);
     let mut history = History::default();
     let bar = Progress::new(label, plan.steps);
-    history.curve.push((0.0, evaluate(model, adapter, attention, held_out)?));
+    history.curve.push((0.0, evaluate(model, adapter, held_out)?));
     let mut smoothed = None;
     while history.steps < plan.steps && !stopped() {
         let started = Instant::now();
@@ -76,7 +76,7 @@ pub(crate) fn train(
         // In the middle of the step, so that the first one is not lost to a learning rate of 0.
         let progress = elapsed.max((history.steps as f64 + 0.5) / plan.steps as f64);
         let (tokens, targets) = domain.batch(&mut rng, plan.batch, plan.length)?;
-        let loss = model.loss(&tokens, &targets, adapter, attention)?;
+        let loss = model.loss(&tokens, &targets, adapter)?;
         optimizer.step(&loss.backward()?, plan.learning_rate * schedule(progress))?;
         let loss = f64::from(loss.to_scalar::<f32>()?);
         let smooth = smoothed.map_or(loss, |smoothed| 0.9 * smoothed + 0.1 * loss);
@@ -87,26 +87,21 @@ pub(crate) fn train(
         bar.step(progress, smooth, history.tokens_per_second());
         let due = (history.curve.len() as f64) / (plan.evaluations + 1) as f64;
         if progress >= due && history.steps < plan.steps {
-            history.curve.push((history.tokens as f64, evaluate(model, adapter, attention, held_out)?));
+            history.curve.push((history.tokens as f64, evaluate(model, adapter, held_out)?));
         }
     }
     if history.steps > 0 {
-        history.curve.push((history.tokens as f64, evaluate(model, adapter, attention, held_out)?));
+        history.curve.push((history.tokens as f64, evaluate(model, adapter, held_out)?));
     }
     bar.finish(history.curve.last().map_or(f64::NAN, |point| point.1), &history);
     Ok(history)
 }
 
 /// Mean loss in nats per token.
-pub(crate) fn evaluate(
-    model: &Model,
-    adapter: Option<&Adapter>,
-    attention: Attention,
-    batches: &[Batch],
-) -> Result<f64> {
+pub(crate) fn evaluate(model: &Model, adapter: Option<&Adapter>, batches: &[Batch]) -> Result<f64> {
     let (mut total, mut count) = (0.0, 0);
     for (tokens, targets) in batches {
-        let loss = model.loss(tokens, targets, adapter, attention)?.to_scalar::<f32>()?;
+        let loss = model.loss(tokens, targets, adapter)?.to_scalar::<f32>()?;
         total += f64::from(loss) * targets.elem_count() as f64;
         count += targets.elem_count();
     }
