@@ -165,15 +165,15 @@ fn run(options: &Options) -> Result<()> {
 
 /// Every step allocates and frees the same tensors, and glibc's allocator would give the freed memory back to the system
 /// each time, to get it anew, page by page and zeroed, in the next step. It gives back only what lies at the end of the
-/// heap, so a small allocation above some room keeps that room for the process. Where the allocator is another one, this
-/// does nothing. The allocation lives as long as the returned value.
+/// heap, so an allocation above some room, never written to, keeps that room for the process. Where the allocator is
+/// another one, this does nothing. The allocation lives as long as the returned value.
 fn keep_freed_memory() -> impl Sized {
     const BLOCK: usize = 24 << 20;
     let block = || std::hint::black_box(Vec::<u8>::with_capacity(BLOCK));
     // Having freed one block of this size, the allocator takes the next ones from the heap.
     drop(block());
     let room: Vec<_> = (0..16).map(|_| block()).collect();
-    let end = std::hint::black_box(vec![1u8; 1024]);
+    let end = block();
     drop(room);
     end
 }
