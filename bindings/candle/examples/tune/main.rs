@@ -198,8 +198,8 @@ impl Sizes {
         tuning_steps: 250,
         batch: 8,
         length: 128,
-        course_windows: 64,
-        final_windows: 256,
+        course_windows: 32,
+        final_windows: 128,
         evaluation_batch: 16,
     };
     const CHECKPOINT: Self = Self {
@@ -281,7 +281,7 @@ fn pretrain(
         weight_decay: 0.1,
         batch: sizes.batch,
         length: sizes.length,
-        evaluations: 12,
+        evaluations: 10,
         seed: options.seed,
     };
     // In the order of the names, for a hash map's own order is another one in every run.
@@ -317,7 +317,7 @@ fn adapt(parts: &Parts, method: Method, course: &[Batch]) -> Result<(Adapter, Hi
         weight_decay: 0.0,
         batch: sizes.batch,
         length: sizes.length,
-        evaluations: 12,
+        evaluations: 10,
         seed: options.seed + 1,
     };
     let history = train(method.title(), model, Some(&adapter), adapter.variables()?, prose, course, &plan)?;
