@@ -125,7 +125,7 @@ impl InducerAttentionConfig {
         if self.head_dim > MAX_HEAD_DIM {
             return Err(Error::HeadDim { got: self.head_dim, max: MAX_HEAD_DIM });
         }
-        if self.num_heads % self.num_kv_heads != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(Error::GroupedHeads { query_heads: self.num_heads, kv_heads: self.num_kv_heads });
         }
         if let Some(lora) = self.lora_q.filter(|l| !l.alpha.is_finite()) {

@@ -28,3 +28,8 @@ pub use module::InducerAttention;
 pub use op::{AttentionOutputs, inducer_attention, inducer_attention_outputs};
 pub use options::{AttentionOptions, SequenceLengths, TensorLayout};
 pub use tensors::{AdapterTensors, InducerTensors, KeyTensors, PrefixTensors, ValueTensors, VirtualTokens};
+
+/// The example of the binding's README, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

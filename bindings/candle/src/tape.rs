@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{ThreadId, current};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::call::{Call, Results, SavedTensors};
 use crate::storage::{Buffer, CONTEXT};
@@ -55,14 +55,17 @@ impl Tape {
 
 /// Puts the outputs of a call on the graph of its inputs. Returns the main output and lse.
 pub(crate) fn record(call: Call, sources: &[&Tensor], results: Results) -> Result<(Tensor, Tensor)> {
+    let tracked = sources.iter().map(|t| t.track_op()).collect();
+    let tape = Tape { call, saved: OnceLock::new(), tracked, passes: Mutex::default() };
+    connect(&Arc::new(tape), sources, results)
+}
+
+fn connect(tape: &Arc<Tape>, sources: &[&Tensor], results: Results) -> Result<(Tensor, Tensor)> {
     let Results { main, lse: Some(lse), attn } = results else {
         bail!("{CONTEXT}: the backward needs lse");
     };
-    let tracked: Vec<bool> = sources.iter().map(|t| t.track_op()).collect();
-    let tape =
-        Arc::new(Tape { call, saved: OnceLock::new(), tracked: tracked.clone(), passes: Mutex::default() });
-    let mut token = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?;
-    for (index, source) in sources.iter().enumerate().filter(|(index, _)| tracked[*index]) {
+    let mut token = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+    for (index, source) in sources.iter().enumerate().filter(|(index, _)| tape.tracked[*index]) {
         token = source.apply_op2(&token, Link { tape: tape.clone(), index })?;
     }
     let start = token.apply_op1(Start { tape: tape.clone() })?;
@@ -160,5 +163,36 @@ impl CustomOp1 for Output {
         let mut arrived = [0f32; OUTPUTS];
         arrived[self.index] = 1.0;
         Ok(Some(Tensor::new(&arrived, start.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::call::sources;
+    use crate::{AttentionOptions, VirtualTokens};
+
+    #[test]
+    fn dropping_the_outputs_drops_the_tape() -> Result<()> {
+        let x = Var::rand(-1f32, 1.0, (1, 2, 5, 4), &Device::Cpu)?;
+        let (tokens, options) = (
+            VirtualTokens::default(),
+            AttentionOptions { save_attention: true, ..AttentionOptions::causal() },
+        );
+        let call = Call::new(&x, &x, &x, &tokens, &options)?;
+        let results = call.forward(true)?;
+        let inputs: Vec<&Tensor> = sources(&x, &x, &x, &tokens).into_iter().map(|(_, t)| t).collect();
+        let tape =
+            Arc::new(Tape { call, saved: OnceLock::new(), tracked: vec![true; 3], passes: Mutex::default() });
+        let outputs = connect(&tape, &inputs, results)?;
+        outputs.0.sum_all()?.backward()?;
+        let weak = Arc::downgrade(&tape);
+        drop(tape);
+        assert!(weak.upgrade().is_some());
+        drop(outputs);
+        assert!(weak.upgrade().is_none());
+        Ok(())
     }
 }

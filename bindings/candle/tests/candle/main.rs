@@ -1,0 +1,10 @@
+//! The operation and the module against compositions of candle's own operations.
+
+mod autograd;
+mod bad_input;
+mod checkpoint;
+mod composition;
+mod dtypes;
+mod family;
+mod module;
+mod support;
