@@ -38,7 +38,11 @@ pub enum Lengths<'a> {
     },
 }
 
-/// An attention problem as a caller describes it; see DESIGN of the crate's front page for the equations.
+/// An attention problem as a caller describes it; the [crate's front page](crate) has the equations.
+///
+/// Softcap and ALiBi, where given, change the scores of real keys (the prefix has no position, so no ALiBi) to
+///
+#[doc = include_str!("equations/scores_full.md")]
 ///
 /// ```
 /// use inducer_attention::{Attention, TensorRef};

@@ -1,9 +1,15 @@
 //! The virtual token that every query has for itself: its key, its value, and their gradients.
 //!
-//! With the query row $Q_i$, down and up projections $A, a, B, b$ per query head, and $\tanh$ between them
-//! (Chen et al., *Inducer-tuning: Connecting Prefix-tuning and Adapter-tuning*, EMNLP 2022, section 4.3):
+//! With the query row Q, down and up projections A, a, B, b per query head, and tanh between them (Chen et al.,
+//! *Inducer-tuning: Connecting Prefix-tuning and Adapter-tuning*, EMNLP 2022, section 4.3), the virtual key and its weight are
 //!
-//! $$ P_{k,i} = Q_i + \tanh(Q_i A_k + a_k) B_k + b_k, \qquad \Delta_i = \tanh(Q_i A_v + a_v) B_v + b_v $$
+#![doc = include_str!("equations/virtual_key.md")]
+//!
+//! the virtual value is
+//!
+#![doc = include_str!("equations/virtual_value.md")]
+//!
+//! and [`VirtualValue`] says how it enters the output.
 
 use crate::tensor::{TensorMut, TensorRef};
 
