@@ -1,6 +1,6 @@
 //! Inducer attention for candle: the operation with autograd, and a module that tunes frozen transformers.
 //!
-//! - [`inducer_attention`] is attention in which every query may have its own virtual token, over CPU tensors, in one fused
+//! - [`inducer_attention()`] is attention in which every query may have its own virtual token, over CPU tensors, in one fused
 //!   pass forward and one backward.
 //! - [`InducerAttention`] holds the trained tensors of one layer: inducers, a shared prefix, LoRA on the query projection.
 //! - [`save_adapter`] and [`load_adapter`] keep them in safetensors files.

@@ -66,12 +66,12 @@ pub fn inducer_attention(
     Ok(run(q, k, v, tokens, options, false)?.0)
 }
 
-/// [`inducer_attention`] with all of its results: O, lse and, for the extended value, U.
+/// [`inducer_attention()`] with all of its results: O, lse and, for the extended value, U.
 ///
 /// Gradients flow back through each of them.
 ///
 /// # Errors
-/// As [`inducer_attention`], but the extended value is welcome.
+/// As [`inducer_attention()`], but the extended value is welcome.
 pub fn inducer_attention_outputs(
     q: &Tensor,
     k: &Tensor,

@@ -1,6 +1,6 @@
 //! The operation as a citizen of candle's graphs.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, Var};
 use inducer_attention_candle::{
     AttentionOptions, PrefixTensors, TensorLayout, VirtualTokens, inducer_attention,
     inducer_attention_outputs,
@@ -240,6 +240,37 @@ fn trained_tokens_in_f32_under_activations_in_bf16() -> Result<()> {
         assert_eq!(gradient.dtype(), variable.dtype(), "{name}");
         let error = relative_error(gradient, expected.get(variable).unwrap());
         assert!(error < 2e-2, "{name}: {error:e}");
+    }
+    Ok(())
+}
+
+/// An operation through which candle cannot go back.
+struct OneWay;
+
+impl CustomOp1 for OneWay {
+    fn name(&self) -> &'static str {
+        "one-way"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![1.0; layout.shape().elem_count()]), layout.shape().clone()))
+    }
+}
+
+#[test]
+fn a_pass_that_failed_leaves_nothing_for_the_next() -> Result<()> {
+    let mut variables = Variables::default();
+    let [q, k, v] = qkv(&mut variables, &SMALL);
+    let (tokens, options) = (VirtualTokens::default(), AttentionOptions::causal());
+    let outputs = inducer_attention_outputs(&q, &k, &v, &tokens, &options)?;
+    // candle goes back from the last operand to the first: O's gradient arrives, then the pass fails before lse.
+    let failing = (loss(&[&outputs.lse.apply_op1(OneWay)?])? + loss(&[&outputs.o])?)?;
+    assert!(failing.backward().is_err());
+    let got = loss(&[&outputs.lse])?.backward()?;
+    let fresh = inducer_attention_outputs(&q, &k, &v, &tokens, &options)?;
+    let expected = loss(&[&fresh.lse])?.backward()?;
+    for (name, variable) in &variables.0 {
+        assert_eq!(to_vec(got.get(variable).unwrap()), to_vec(expected.get(variable).unwrap()), "{name}");
     }
     Ok(())
 }
