@@ -212,7 +212,7 @@ impl<'a> Attention<'a> {
                 }
                 validate_cu_seqlens("cu_seqlens_q", cu_seqlens_q, rows)?;
                 validate_cu_seqlens("cu_seqlens_k", cu_seqlens_k, keys)?;
-                expect_count("cu_seqlens_k", cu_seqlens_k.len(), cu_seqlens_q.len(), "as cu_seqlens_q,")?;
+                expect_count("cu_seqlens_k", cu_seqlens_k.len(), cu_seqlens_q.len(), "len(cu_seqlens_q)")?;
                 Ok(cu_seqlens_q.len() - 1)
             }
         }

@@ -27,6 +27,7 @@ pub struct AttentionConfig {
 /// Dropout with inverted scaling: see [`dropout`](crate::dropout) for which entries are dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Dropout {
     /// Probability of dropping an entry, `0 <= p < 1`; rounded to a multiple of 2⁻¹⁶.
     pub p: f32,
@@ -86,7 +87,7 @@ pub struct InducerConfig {
 /// See [`VirtualKey`](crate::VirtualKey).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", tag = "kind"))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields))]
 pub enum KeyConfig {
     /// The query itself.
     Query,
@@ -104,7 +105,7 @@ pub enum KeyConfig {
 /// See [`VirtualValue`](crate::VirtualValue).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", tag = "kind"))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields))]
 pub enum ValueConfig {
     /// None.
     Zero,

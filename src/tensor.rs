@@ -587,24 +587,23 @@ impl Layout<'_> {
         extent(self.shape, self.strides).unwrap_or(usize::MAX / 8) * self.size
     }
 
-    /// The longest run of bytes without a gap that starts every row, and the greatest common divisor of all further
-    /// strides: every element lies in `[0, run)` modulo that divisor from the start.
-    fn run_and_period(&self) -> (usize, usize) {
-        let mut dims = [(0usize, 1usize); 8];
-        let dims = &mut dims[..self.shape.len()];
-        for (d, (&n, &s)) in dims.iter_mut().zip(self.shape.iter().zip(self.strides)) {
-            *d = (s, n);
-        }
-        dims.sort_unstable();
-        let (mut run, mut period) = (1usize, 0usize);
-        for &(stride, size) in dims.iter().filter(|d| d.1 > 1 && d.0 > 0) {
-            if stride <= run && period == 0 {
-                run += (size - 1) * stride;
-            } else {
-                period = gcd(stride, period);
-            }
-        }
-        (run * self.size, period * self.size)
+    /// Strides in bytes and sizes of the dimensions that move at all.
+    fn moving(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.shape
+            .iter()
+            .zip(self.strides)
+            .filter(|&(&n, &s)| n > 1 && s > 0)
+            .map(|(&n, &s)| (s * self.size, n))
+    }
+
+    /// Every element lies in `[0, reach)` modulo `period` bytes from the start: the dimensions whose strides are multiples of
+    /// the period do not count.
+    fn reach_within(&self, period: usize) -> usize {
+        self.moving()
+            .filter(|(stride, _)| stride % period != 0)
+            .map(|(stride, n)| (n - 1) * stride)
+            .sum::<usize>()
+            + self.size
     }
 
     /// True if it can be shown that two views share no byte: their ranges do not meet, or their rows interleave with
@@ -618,18 +617,11 @@ impl Layout<'_> {
         if distance >= a.bytes() {
             return true;
         }
-        let ((run_a, period_a), (run_b, period_b)) = (a.run_and_period(), b.run_and_period());
-        let period = gcd(period_a, period_b);
-        if period == 0 {
-            return false;
-        }
-        let phase = distance % period;
-        phase >= run_a && phase + run_b <= period
+        a.moving().chain(b.moving()).any(|(period, _)| {
+            let phase = distance % period;
+            phase >= a.reach_within(period) && phase + b.reach_within(period) <= period
+        })
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
@@ -707,6 +699,17 @@ mod tests {
         assert!(!b.layout().disjoint(&a.layout()));
         assert!(a.layout().disjoint(&c.layout()));
         assert!(c.layout().disjoint(&a.layout()));
+    }
+
+    #[test]
+    fn heads_with_padding_between_them_are_disjoint() {
+        let mut data = [0f32; 3 * 6 * 5];
+        let all = TensorMut::strided(&mut data, [1, 6, 3, 4], [1, 5, 30, 1]).unwrap();
+        let (q, kv) = all.split_at(1, 4).unwrap();
+        let (k, v) = kv.split_at(1, 1).unwrap();
+        assert!(q.layout().disjoint(&k.layout()));
+        assert!(v.layout().disjoint(&k.layout()));
+        assert!(v.layout().disjoint(&q.layout()));
     }
 
     #[test]

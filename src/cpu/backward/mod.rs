@@ -26,9 +26,9 @@ use crate::call::Backward;
 use crate::tensor::{DType, TensorMut};
 
 /// Queries per tile.
-const QUERY_TILE: usize = 64;
+const QUERY_TILE: usize = 128;
 /// Keys per tile.
-const KEY_TILE: usize = 256;
+const KEY_TILE: usize = 128;
 /// Rows that one part of a sequence holds at least, and the most parts of one.
 const PART_ROWS: usize = 1024;
 const MAX_PARTS: usize = 16;
