@@ -194,8 +194,8 @@ struct Sizes {
 
 impl Sizes {
     const BYTES: Self = Self {
-        pretraining_steps: 800,
-        tuning_steps: 250,
+        pretraining_steps: 700,
+        tuning_steps: 220,
         batch: 8,
         length: 128,
         course_windows: 32,
@@ -277,7 +277,7 @@ fn pretrain(
     let plan = Plan {
         steps: Sizes::steps(sizes.pretraining_steps, options),
         limit: options.limit.map(|limit| limit.mul_f64(PRETRAINING_SHARE)),
-        learning_rate: 4e-3,
+        learning_rate: 3e-3,
         weight_decay: 0.1,
         batch: sizes.batch,
         length: sizes.length,

