@@ -181,7 +181,7 @@ mod tests {
         assert!(first.packages > 0);
         assert!(first.code.train.contains("fn "));
         assert!(!first.code.train.lines().any(|line| line.trim_start().starts_with("///")));
-        assert!(!first.prose.train.contains("```"));
+        assert!(!first.prose.train.lines().any(|line| line.trim_start().starts_with("```")));
     }
 
     #[test]

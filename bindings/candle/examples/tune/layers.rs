@@ -339,7 +339,8 @@ fn exp(x: f32) -> f32 {
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let p = 1.0 / 720.0;
+    let p = 1.0 / 5040.0;
+    let p = p * r + 1.0 / 720.0;
     let p = p * r + 1.0 / 120.0;
     let p = p * r + 1.0 / 24.0;
     let p = p * r + 1.0 / 6.0;

@@ -141,9 +141,9 @@ fn run(options: &Options) -> Result<()> {
         let learning_rate = options.learning_rate.unwrap_or_else(|| method.learning_rate());
         let parameters = adapter.parameters();
         outcomes.push(Outcome { method, parameters, learning_rate, at_start, after, old_domain, history });
-        save_plot(options, &frozen, pretraining.as_ref(), &outcomes)?;
+        save_plot(options, unit(&tokenizer), &frozen, pretraining.as_ref(), &outcomes)?;
     }
-    save_plot(options, &frozen, pretraining.as_ref(), &outcomes)?;
+    save_plot(options, unit(&tokenizer), &frozen, pretraining.as_ref(), &outcomes)?;
 
     let table = table(&frozen, &outcomes);
     let path = out.join("table.md");
@@ -326,14 +326,15 @@ fn adapt(parts: &Parts, method: Method, course: &[Batch]) -> Result<(Adapter, Hi
 
 fn save_plot(
     options: &Options,
+    unit: &str,
     frozen: &Frozen,
     pretraining: Option<&History>,
     outcomes: &[Outcome],
 ) -> Result<()> {
     let chart = |title: &str, series: Vec<Series>, reference| Chart {
         title: title.into(),
-        x_label: "tokens trained on".into(),
-        y_label: "held-out loss (nats per token)".into(),
+        x_label: format!("{unit}s trained on"),
+        y_label: format!("held-out loss (nats per {unit})"),
         series,
         reference,
     };
