@@ -17,7 +17,10 @@ fn block<'t>(text: &'t str, fence: &str) -> &'t str {
 /// README's candle example cannot be a doctest of this crate, which does not know candle. The binding's own README is one.
 #[test]
 fn candle_example_is_the_one_that_the_binding_compiles() {
-    assert_eq!(block(&read("README.md"), "```rs\n"), block(&read("bindings/candle/README.md"), "```rust,no_run\n"));
+    assert_eq!(
+        block(&read("README.md"), "```rs\n"),
+        block(&read("bindings/candle/README.md"), "```rust,no_run\n")
+    );
 }
 
 /// Links within the repository lead somewhere.
