@@ -9,12 +9,15 @@ use crate::inducer::{
 };
 use crate::tensor::{DType, Layout, TensorMut, TensorRef};
 
-/// Where the forward's results go.
+/// Where the forward's results go. They are overwritten; rows outside all sequences become 0 (lse −∞).
+///
+/// The last dimension of O, U and attn is contiguous, and no two outputs share an element with each other or with an input.
 #[derive(Debug)]
 pub struct Outputs<'a> {
-    /// O, `[B, Hq, N, d]`, of Q's dtype.
+    /// O, `[B, Hq, N, d]`, of Q's dtype; for the extended value that is attn.
     pub o: TensorMut<'a, 4>,
-    /// Log-sum-exp of the real scores, natural log, f32 `[B, Hq, N]`; the backward needs it.
+    /// Logarithm of the sum of exponentials of the scores of real keys and prefix, natural, undropped, f32 `[B, Hq, N]`; the
+    /// backward needs it.
     pub lse: Option<TensorMut<'a, 3>>,
     /// U, `[B, Hq, N, r_v]`, of Q's dtype; for the extended value, and only for it.
     pub u: Option<TensorMut<'a, 4>>,
@@ -35,7 +38,8 @@ impl<'a> Outputs<'a> {
     }
 }
 
-/// A forward call that cannot fail on shapes.
+/// A forward call that cannot fail on shapes; [`Problem::forward`] makes one, a backend such as
+/// [`cpu::Engine`](crate::cpu::Engine::forward) runs it.
 #[derive(Debug)]
 pub struct Forward<'p, 'a, 'o> {
     pub(crate) problem: &'p Problem<'a>,
@@ -66,7 +70,7 @@ pub struct Saved<'a> {
 pub struct Upstream<'a> {
     /// dO, `[B, Hq, N, d]`, of Q's dtype.
     pub d_o: TensorRef<'a, 4>,
-    /// dLSE, f32 `[B, Hq, N]`; 0 if none.
+    /// dLSE, f32 `[B, Hq, N]`; 0 if none. Ignored in rows that see nothing.
     pub d_lse: Option<TensorRef<'a, 3>>,
     /// dU, `[B, Hq, N, r_v]`, of Q's dtype; 0 if none. Only for the extended value.
     pub d_u: Option<TensorRef<'a, 4>>,
@@ -79,7 +83,9 @@ impl<'a> Upstream<'a> {
     }
 }
 
-/// Where the backward's results go. They are overwritten, not added to.
+/// Where the backward's results go. They are overwritten, not added to; rows and keys that take no part become 0.
+///
+/// The last dimension of dQ, dK and dV is contiguous, and no two gradients share an element with each other or with an input.
 #[derive(Debug)]
 pub struct Gradients<'a> {
     /// dQ, `[B, Hq, N, d]`, of Q's dtype.
@@ -88,11 +94,11 @@ pub struct Gradients<'a> {
     pub d_k: TensorMut<'a, 4>,
     /// dV, `[B, Hkv, M, d]`, of Q's dtype.
     pub d_v: TensorMut<'a, 4>,
-    /// Of the shared prefix, if wanted.
+    /// Of the shared prefix, f32, if wanted.
     pub prefix: Option<PrefixGradients<'a>>,
-    /// Of the virtual key's parameters, if wanted.
+    /// Of the virtual key's parameters, f32, if wanted.
     pub key: KeyGradients<'a>,
-    /// Of the virtual value's parameters, if wanted.
+    /// Of the virtual value's parameters, f32, if wanted.
     pub value: ValueGradients<'a>,
 }
 
@@ -103,7 +109,8 @@ impl<'a> Gradients<'a> {
     }
 }
 
-/// A backward call that cannot fail on shapes.
+/// A backward call that cannot fail on shapes; [`Problem::backward`] makes one, a backend such as
+/// [`cpu::Engine`](crate::cpu::Engine::backward) runs it.
 #[derive(Debug)]
 pub struct Backward<'p, 'a, 'o> {
     pub(crate) problem: &'p Problem<'a>,

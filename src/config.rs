@@ -5,22 +5,25 @@ use crate::inducer::{Activation, MAX_RANK};
 
 /// Settings of the attention itself.
 ///
-/// The default is plain full attention with scale `1/√head_dim`.
+/// The default is plain full attention with scale `1/√head_dim`. Serialised (feature `serde`), fields may be missing and then
+/// take their defaults; unknown ones are errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct AttentionConfig {
     /// σ, what scores are multiplied by; `1/√head_dim` if none. Must be finite.
     pub softmax_scale: Option<f32>,
-    /// Query i sees keys up to its offset position `i + M − N` (bottom-right aligned).
+    /// Query i sees keys up to its offset position, `i + M − N` where there are no lengths (bottom-right aligned). The same as
+    /// `window_right` = 0, and stronger than any other.
     pub causal: bool,
     /// How many keys to the left of its offset position a query sees, besides that position; none is all.
     pub window_left: Option<i64>,
     /// How many keys to the right of its offset position a query sees, besides that position; none is all.
     pub window_right: Option<i64>,
-    /// c in `c·tanh(s/c)`, applied to the scaled scores of real keys and prefix. Must be finite and positive.
+    /// c in `c·tanh(s/c)`, applied to the scaled scores of real keys and prefix. Must be finite and positive; none leaves them
+    /// as they are.
     pub softcap: Option<f32>,
-    /// Dropout on probabilities and on λ.
+    /// Dropout on probabilities and on λ; none drops nothing.
     pub dropout: Option<Dropout>,
 }
 
@@ -84,30 +87,30 @@ pub struct InducerConfig {
     pub adaptive_length: bool,
 }
 
-/// See [`VirtualKey`](crate::VirtualKey).
+/// Which kind of virtual key: [`VirtualKey`](crate::VirtualKey) without its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields))]
 pub enum KeyConfig {
-    /// The query itself.
+    /// `P_k = Q`: the query itself.
     Query,
-    /// A residual adapter.
+    /// `P_k = Q + adapter(Q)`.
     Residual {
         /// Its rank, 1 to [`MAX_RANK`].
         rank: usize,
     },
-    /// A learned score per head.
+    /// A learned score per query head, `[Hq]`: an attention sink.
     LogitPerHead,
-    /// A given score per query.
+    /// A given score per query, `[B, Hq, N]`.
     LogitPerToken,
 }
 
-/// See [`VirtualValue`](crate::VirtualValue).
+/// Which kind of virtual value: [`VirtualValue`](crate::VirtualValue) without its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields))]
 pub enum ValueConfig {
-    /// None.
+    /// `O = (1−λ) attn`.
     Zero,
     /// `O = attn + λ Δ`.
     Residual {
@@ -119,7 +122,7 @@ pub enum ValueConfig {
         /// Its rank, 1 to [`MAX_RANK`].
         rank: usize,
     },
-    /// Through the output projection.
+    /// `O = attn` and `U = λ h`, which goes through the output projection.
     Extended {
         /// Its rank, 1 to [`MAX_RANK`].
         rank: usize,
@@ -153,7 +156,7 @@ impl InducerConfig {
     /// Checks the ranks.
     ///
     /// # Errors
-    /// [`Error::Rank`].
+    /// [`Error::Rank`] for a rank of 0 or over [`MAX_RANK`].
     pub fn validate(&self) -> Result<()> {
         if let KeyConfig::Residual { rank } = self.key {
             check_rank("key.rank", rank)?;

@@ -30,7 +30,8 @@ pub enum Activation {
 
 /// A low-rank adapter per query head: `x ↦ act(x A + a) B + b`.
 ///
-/// Each tensor is of Q's dtype or f32, all four alike.
+/// Each tensor is of Q's dtype or f32, all four alike, with a contiguous last dimension. r is 1 to [`MAX_RANK`]; two adapters of
+/// one inducer may have different ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Adapter<'a> {
     /// A, `[Hq, d, r]`.
@@ -59,20 +60,23 @@ pub struct DownProjection<'a> {
     pub activation: Activation,
 }
 
-/// Where the virtual token's score comes from.
+/// Where the virtual token's score s0 comes from: `τσ Q·P_k` with a virtual key P_k, or given.
 #[derive(Clone, Copy, Debug)]
 pub enum VirtualKey<'a> {
     /// `P_k = Q`: the query itself.
     Query,
     /// `P_k = Q + adapter(Q)`.
     Residual(Adapter<'a>),
-    /// The score itself, one per query head, `[Hq]`: a learned attention sink. Neither scaled nor adapted.
+    /// The score itself, one per query head, `[Hq]`, of Q's dtype or f32: a learned attention sink. Neither scaled nor
+    /// adapted; −∞ switches the virtual token off.
     LogitPerHead(TensorRef<'a, 1>),
-    /// The score itself, one per query, `[B, Hq, N]` (`[1, Hq, total]` for packed sequences).
+    /// The score itself, one per query, `[B, Hq, N]` (`[1, Hq, total]` for packed sequences), of Q's dtype or f32; otherwise as
+    /// [`LogitPerHead`](Self::LogitPerHead).
     LogitPerToken(TensorRef<'a, 3>),
 }
 
-/// What the virtual token adds to the output.
+/// What the virtual token adds to the output. attn is the attention over real keys and prefix, λ the virtual token's softmax
+/// weight, `Δ = h B + b` the adapter's result, `h = act(Q A + a)` its hidden units.
 #[derive(Clone, Copy, Debug)]
 pub enum VirtualValue<'a> {
     /// `O = (1−λ) attn`: the token takes softmax mass and gives nothing, as attention sinks do.
