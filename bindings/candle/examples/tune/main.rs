@@ -37,6 +37,9 @@ use std::time::{Duration, Instant};
 use tokens::{Batch, Domain, Tokenizer};
 use train::{History, Plan, STOP, evaluate, stopped, train};
 
+/// Exit code after Ctrl-C: 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let options = match options::parse(std::env::args_os().skip(1)) {
         Ok(Some(options)) => options,
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         }
     };
     match run(&options) {
+        Ok(()) if stopped() => ExitCode::from(INTERRUPTED),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -69,7 +73,7 @@ fn run(options: &Options) -> Result<()> {
     // The first Ctrl-C ends the training; a second one the program.
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            std::process::exit(INTERRUPTED.into());
         }
         eprintln!("\nstopping: what is there is being saved");
     })
@@ -153,11 +157,12 @@ fn run(options: &Options) -> Result<()> {
         let change = 100.0 * (outcome.at_start / frozen.loss - 1.0);
         println!("{} begins {change:+.3} % from the frozen model", outcome.method.title());
     }
+    let base = if pretraining.is_some() { "base/ (the model), " } else { "" };
     println!(
-        "\n{}: {}/ holds {}the adapters, table.md and curves.svg; {:.0} s in all",
+        "\n{}: {}/ holds {base}{} adapters, table.md and curves.svg; {:.0} s in all",
         if stopped() { "stopped" } else { "done" },
         out.display(),
-        if pretraining.is_some() { "base/ (the model), " } else { "" },
+        outcomes.len(),
         started.elapsed().as_secs_f64()
     );
     Ok(())
