@@ -119,7 +119,7 @@ fn run(options: &Options) -> Result<()> {
     );
 
     let mut outcomes = Vec::new();
-    for method in Method::ALL {
+    for &method in &options.methods {
         if stopped() {
             break;
         }
@@ -314,7 +314,7 @@ fn adapt(parts: &Parts, method: Method, course: &[Batch]) -> Result<(Adapter, Hi
     let adapter =
         Adapter::new(method.recipe(options.rank, &model.config), model, prose.beginning(), options.seed)?;
     let pretraining = if options.model.is_some() { 0.0 } else { PRETRAINING_SHARE };
-    let share = (1.0 - pretraining) / Method::ALL.len() as f64;
+    let share = (1.0 - pretraining) / options.methods.len() as f64;
     let plan = Plan {
         steps: Sizes::steps(sizes.tuning_steps, options),
         limit: options.limit.map(|limit: Duration| limit.mul_f64(share)),

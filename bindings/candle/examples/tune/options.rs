@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::adapter::Method;
 use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ Options:
   --model DIR        adapt a GPT-2 checkpoint in Hugging Face format, or the base/ folder of an earlier run, instead of
                      training a model first
   --out DIR          where adapters, base model, table and plot go (default: out/tune)
+  --method METHOD    only prefix, inducer, inducer-lora or lora (default: all of them)
   --rank R           rank of the inducers; the other methods get as many parameters (default: 8)
   --quick            a tenth of the steps
   --seconds S        train for at most S seconds in all (default: as long as the steps take)
@@ -33,6 +35,7 @@ pub(crate) struct Options {
     pub(crate) text: Option<PathBuf>,
     pub(crate) model: Option<PathBuf>,
     pub(crate) out: PathBuf,
+    pub(crate) methods: Vec<Method>,
     pub(crate) rank: usize,
     pub(crate) quick: bool,
     pub(crate) limit: Option<Duration>,
@@ -47,6 +50,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
         text: None,
         model: None,
         out: PathBuf::from("out/tune"),
+        methods: Method::ALL.to_vec(),
         rank: 8,
         quick: false,
         limit: None,
@@ -68,6 +72,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
                 options.model = Some(path);
             }
             Long("out") => options.out = PathBuf::from(parser.value()?),
+            Long("method") => {
+                let value = parser.value()?;
+                let Some(method) = Method::ALL.into_iter().find(|method| value == method.name()) else {
+                    bail!("--method {}: expected prefix, inducer, inducer-lora or lora", value.display());
+                };
+                options.methods = vec![method];
+            }
             Long("rank") => {
                 options.rank = parser.value()?.parse().context("--rank")?;
                 ensure!((1..=64).contains(&options.rank), "--rank {}: expected 1 to 64", options.rank);
@@ -101,7 +112,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{Method, parse};
     use std::time::Duration;
 
     fn error(arguments: &[&str]) -> String {
@@ -110,9 +121,11 @@ mod tests {
 
     #[test]
     fn options_are_read() {
-        let arguments = ["--rank", "4", "--quick", "--seconds=2.5", "--seed", "9", "--out", "x"];
+        let arguments =
+            ["--method", "lora", "--rank", "4", "--quick", "--seconds=2.5", "--seed", "9", "--out", "x"];
         let options = parse(arguments.iter().map(Into::into)).unwrap().unwrap();
         assert_eq!((options.rank, options.quick, options.seed), (4, true, 9));
+        assert_eq!(options.methods, [Method::Lora]);
         assert_eq!(options.limit, Some(Duration::from_millis(2500)));
         assert!(parse(["--help".into()]).unwrap().is_none());
     }
@@ -121,6 +134,7 @@ mod tests {
     fn wrong_options_are_errors_that_name_them() {
         assert_eq!(error(&["--text", "/no/such"]), "--text /no/such: there is no such file");
         assert_eq!(error(&["--model", "/no/such"]), "--model /no/such: there is no such folder");
+        assert_eq!(error(&["--method", "x"]), "--method x: expected prefix, inducer, inducer-lora or lora");
         assert_eq!(error(&["--rank", "65"]), "--rank 65: expected 1 to 64");
         assert_eq!(error(&["--seconds", "NaN"]), "--seconds NaN: expected a positive number");
         assert_eq!(error(&["--device", "tpu"]), "--device tpu: expected cpu or cuda");
