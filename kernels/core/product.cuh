@@ -1,0 +1,238 @@
+// Products of tiles, with results in the registers of a warp.
+//
+// A warp owns MT blocks of 16 rows. An accumulator is float[MT][NT][4]: 16×8 blocks in the layout of mma.m16n8k16. Lane
+// 4g + t holds, of block (mt, nt),
+//
+//     [0], [1]   row 16·mt + g,      columns 8·nt + 2t and 8·nt + 2t + 1
+//     [2], [3]   row 16·mt + g + 8,  the same columns
+//
+// 16-bit tiles are multiplied by tensor cores. f32 tiles are multiplied in the same layout by plain multiply-adds: a lane
+// computes what it holds. So everything around the products is written once for all types.
+#pragma once
+
+#include "sequence.cuh"
+#include "tile.cuh"
+
+namespace inducer {
+
+DEVICE int lane_index() { return static_cast<int>(thread_index() % 32); }
+DEVICE int warp_index() { return static_cast<int>(thread_index() / 32); }
+// g and t of the layout above.
+DEVICE int lane_row() { return lane_index() / 4; }
+DEVICE int lane_column() { return lane_index() % 4 * 2; }
+
+// Sum and maximum over the four lanes that share a row.
+DEVICE float row_sum(float x) {
+    x += shuffle_xor(x, 1);
+    return x + shuffle_xor(x, 2);
+}
+DEVICE float row_maximum(float x) {
+    x = ::fmaxf(x, shuffle_xor(x, 1));
+    return ::fmaxf(x, shuffle_xor(x, 2));
+}
+
+template <int MT, int NT>
+DEVICE void clear(float (&c)[MT][NT][4]) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) c[mt][nt][e] = 0.0f;
+        }
+    }
+}
+
+// Fragments of A for mma from rows of a tile: a block of 16 rows from `row` on, 16 columns from chunk `chunk` on.
+template <class T, int D>
+DEVICE void load_a(u32 (&a)[4], const char* tile, int row, int chunk) {
+    int lane = lane_index();
+    load_matrices(a, chunk_address<T, D>(tile, row + lane % 16, chunk + lane / 16));
+}
+
+// Fragments of B for two blocks of 8 columns, where B's columns are the tile's rows from `row` on (B = tileᵀ): {b0, b1} of the
+// first in b[0..2], of the second in b[2..4].
+template <class T, int D>
+DEVICE void load_b(u32 (&b)[4], const char* tile, int row, int chunk) {
+    int lane = lane_index();
+    load_matrices(b, chunk_address<T, D>(tile, row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+}
+
+// The same where B's rows are the tile's rows (B = tile): 16 rows from `row` on, two blocks of 8 columns from `chunk` on.
+template <class T, int D>
+DEVICE void load_b_rows(u32 (&b)[4], const char* tile, int row, int chunk) {
+    int lane = lane_index();
+    load_matrices_transposed(b, chunk_address<T, D>(tile, row + lane % 16, chunk + lane / 16));
+}
+
+// Fragments of A for mma from an accumulator: its columns 16·kt to 16·kt + 15, rounded to T.
+template <class T, int NT>
+DEVICE void pack_a(u32 (&a)[4], const float (&c)[NT][4], int kt) {
+    a[0] = pack(c[2 * kt][0], c[2 * kt][1], T{});
+    a[1] = pack(c[2 * kt][2], c[2 * kt][3], T{});
+    a[2] = pack(c[2 * kt + 1][0], c[2 * kt + 1][1], T{});
+    a[3] = pack(c[2 * kt + 1][2], c[2 * kt + 1][3], T{});
+}
+
+// ---- c += A·Bᵀ, both tiles with D columns --------------------------------------------------------------------------------
+
+// A: this warp's MT·16 rows of `a_tile` from `a_row` on; B: 8·NT rows of `b_tile` from `b_row` on.
+// `Unroll` blocks of 16 columns at a time: all of them in a main loop, one where registers are scarce and speed is not.
+template <class T, int D, int MT, int NT, int Unroll = D / 16>
+struct RowsByRows {
+    static DEVICE void add(float (&c)[MT][NT][4], const char* a_tile, int a_row, const char* b_tile, int b_row) {
+        static_assert(NT % 2 == 0, "ldmatrix reads two blocks of columns");
+#pragma unroll Unroll
+        for (int kt = 0; kt < D / 16; ++kt) {
+            u32 a[MT][4];
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) load_a<T, D>(a[mt], a_tile, a_row + mt * 16, kt * 2);
+            UNROLL
+            for (int np = 0; np < NT / 2; ++np) {
+                u32 b[4];
+                load_b<T, D>(b, b_tile, b_row + np * 16, kt * 2);
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    mma(c[mt][2 * np], a[mt], b[0], b[1], T{});
+                    mma(c[mt][2 * np + 1], a[mt], b[2], b[3], T{});
+                }
+            }
+        }
+    }
+};
+
+template <int D, int MT, int NT, int Unroll>
+struct RowsByRows<float, D, MT, NT, Unroll> {
+    static DEVICE void add(float (&c)[MT][NT][4], const char* a_tile, int a_row, const char* b_tile, int b_row) {
+        int g = lane_row(), t = lane_column();
+        NO_UNROLL
+        for (int chunk = 0; chunk < D / 4; ++chunk) {
+            f32x4 a[MT][2];
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) {
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    int row = a_row + mt * 16 + half * 8 + g;
+                    a[mt][half] = *reinterpret_cast<const f32x4*>(chunk_address<float, D>(a_tile, row, chunk));
+                }
+            }
+            UNROLL
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    int row = b_row + nt * 8 + t + e;
+                    f32x4 b = *reinterpret_cast<const f32x4*>(chunk_address<float, D>(b_tile, row, chunk));
+                    UNROLL
+                    for (int mt = 0; mt < MT; ++mt) {
+                        UNROLL
+                        for (int half = 0; half < 2; ++half) {
+                            float& sum = c[mt][nt][half * 2 + e];
+                            sum = fused_multiply_add(a[mt][half].x, b.x, sum);
+                            sum = fused_multiply_add(a[mt][half].y, b.y, sum);
+                            sum = fused_multiply_add(a[mt][half].z, b.z, sum);
+                            sum = fused_multiply_add(a[mt][half].w, b.w, sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+};
+
+// ---- c += P·B, where P is an accumulator with 8·KT columns and B the tile's first 8·KT rows from `b_row` on ---------------
+
+template <class T, int D, int MT, int KT, int NT>
+struct FragmentsByTile {
+    static DEVICE void add(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* b_tile, int b_row) {
+        static_assert(KT % 2 == 0 && NT % 2 == 0, "mma sums over 16");
+        UNROLL
+        for (int kt = 0; kt < KT / 2; ++kt) {
+            u32 a[MT][4];
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) pack_a<T>(a[mt], p[mt], kt);
+            UNROLL
+            for (int np = 0; np < NT / 2; ++np) {
+                u32 b[4];
+                load_b_rows<T, D>(b, b_tile, b_row + kt * 16, np * 2);
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    mma(c[mt][2 * np], a[mt], b[0], b[1], T{});
+                    mma(c[mt][2 * np + 1], a[mt], b[2], b[3], T{});
+                }
+            }
+        }
+    }
+};
+
+template <int D, int MT, int KT, int NT>
+struct FragmentsByTile<float, D, MT, KT, NT> {
+    static DEVICE void add(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* b_tile, int b_row) {
+        int lane = lane_index(), t = lane_column();
+        UNROLL
+        for (int kt = 0; kt < KT; ++kt) {
+            NO_UNROLL
+            for (int owner = 0; owner < 4; ++owner) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    float a[MT][2];
+                    UNROLL
+                    for (int mt = 0; mt < MT; ++mt) {
+                        a[mt][0] = shuffle(p[mt][kt][e], (lane & ~3) | owner);
+                        a[mt][1] = shuffle(p[mt][kt][2 + e], (lane & ~3) | owner);
+                    }
+                    int row = b_row + kt * 8 + owner * 2 + e;
+                    UNROLL
+                    for (int nt = 0; nt < NT; ++nt) {
+                        f32x2 b = *reinterpret_cast<const f32x2*>(element_address<float, D>(b_tile, row, nt * 8 + t));
+                        UNROLL
+                        for (int mt = 0; mt < MT; ++mt) {
+                            c[mt][nt][0] = fused_multiply_add(a[mt][0], b.x, c[mt][nt][0]);
+                            c[mt][nt][1] = fused_multiply_add(a[mt][0], b.y, c[mt][nt][1]);
+                            c[mt][nt][2] = fused_multiply_add(a[mt][1], b.x, c[mt][nt][2]);
+                            c[mt][nt][3] = fused_multiply_add(a[mt][1], b.y, c[mt][nt][3]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+};
+
+// ---- The same product where a mask meets a tile with numbers that are not finite -----------------------------------------
+
+// 0·NaN is NaN: where B holds a NaN or an infinity in a row that some row of P must not see, pairs that are hidden have to be
+// left out one by one. `first` and `end` give the rows of B that this lane's rows of P see. Slow, and rare.
+template <class T, int D, int MT, int KT, int NT>
+DEVICE void add_visible(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* tile, const Interval (&seen)[MT][2],
+                        int first_key) {
+    int lane = lane_index(), t = lane_column();
+    NO_UNROLL
+    for (int key = 0; key < KT * 8; ++key) {
+        int owner = (lane & ~3) | (key % 8 / 2);
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                // p[mt][key / 8][…] without an index that the compiler does not know, which would put p into memory.
+                float mine = 0.0f;
+                UNROLL
+                for (int kt = 0; kt < KT; ++kt) {
+                    float x = key % 2 == 0 ? p[mt][kt][half * 2] : p[mt][kt][half * 2 + 1];
+                    mine = kt == key / 8 ? x : mine;
+                }
+                float a = shuffle(mine, owner);
+                if (first_key + key < seen[mt][half].first || first_key + key >= seen[mt][half].end) continue;
+                UNROLL
+                for (int nt = 0; nt < NT; ++nt) {
+                    UNROLL
+                    for (int e = 0; e < 2; ++e) {
+                        float x = to_float(*element_address<T, D>(tile, key, nt * 8 + t + e));
+                        c[mt][nt][half * 2 + e] = fused_multiply_add(a, x, c[mt][nt][half * 2 + e]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace inducer

@@ -1,0 +1,106 @@
+// From products of queries and keys to scores: scale, softcap, ALiBi, mask. Key sources: the shared prefix, then the keys.
+#pragma once
+
+#include "product.cuh"
+
+namespace inducer {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// What a tile of scores needs to know of its rows and keys.
+struct ScoreContext {
+    const Problem& problem;
+    const Sequence& sequence;
+    float slope;        // ALiBi, 0 for the prefix
+    i32 first_row;      // of this warp, local to the sequence
+    i32 first_key;      // of the tile, local to its source
+};
+
+// Row of an accumulator's element, local to the warp's first.
+DEVICE int fragment_row(int mt, int e) { return mt * 16 + e / 2 * 8 + lane_row(); }
+DEVICE int fragment_column(int nt, int e) { return nt * 8 + lane_column() + e % 2; }
+
+// What multiplies a score inside exp2. Where scores are transformed one by one they are already scaled.
+DEVICE float exponent_scale(const Problem& p) { return p.flags & kTransform ? kLog2E : p.scale * kLog2E; }
+
+// s ← c·tanh(σs/c) − slope·|position − key|.
+template <int MT, int NT>
+DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
+    const Problem& p = x.problem;
+    // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other.
+    const i32 start = clamp64(x.sequence.position(x.first_row) - x.first_key, -(1 << 30), 1 << 30);
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                float value = s[mt][nt][e] * p.scale;
+                if (p.flags & kSoftcap) value = p.softcap * tanh_accurate(value / p.softcap);
+                i32 distance = start + fragment_row(mt, e) - fragment_column(nt, e);
+                float length = static_cast<float>(distance < 0 ? -distance : distance);
+                s[mt][nt][e] = fused_multiply_add(-x.slope, length, value);
+            }
+        }
+    }
+}
+
+// Which keys the lane's rows see. Of the prefix, every row sees everything.
+template <int MT>
+DEVICE void visible_keys(Interval (&seen)[MT][2], const Sequence& s, i32 first_row, bool prefix, i32 prefix_len) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            seen[mt][half] = prefix ? Interval{0, prefix_len} : s.visible(first_row + fragment_row(mt, half * 2));
+        }
+    }
+}
+
+// Scores of keys that a row does not see become −∞.
+template <int MT, int NT>
+DEVICE void mask_scores(float (&s)[MT][NT][4], const Interval (&seen)[MT][2], i32 first_key) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                i32 key = first_key + fragment_column(nt, e);
+                bool visible = key >= seen[mt][e / 2].first && key < seen[mt][e / 2].end;
+                s[mt][nt][e] = visible ? s[mt][nt][e] : -infinity();
+            }
+        }
+    }
+}
+
+// Tiles of keys that a tile of rows has to look at: first those of the prefix, then those of the keys that some row sees.
+template <int Keys>
+struct KeyTiles {
+    i32 prefix_tiles;
+    i32 first;          // first key of the first tile behind the prefix, a multiple of Keys
+    i32 tiles;          // of both
+    i32 all_first, all_end;     // keys that all rows see
+
+    // `rows` > 0 rows from `first_row` on.
+    DEVICE KeyTiles(const Problem& p, const Sequence& s, i32 first_row, i32 rows) {
+        prefix_tiles = ceil_divide(p.prefix_len, Keys);
+        Interval top = s.visible(first_row), bottom = s.visible(first_row + rows - 1);
+        all_first = bottom.first;
+        all_end = top.end;
+        first = top.first / Keys * Keys;
+        tiles = prefix_tiles + (bottom.end > top.first ? ceil_divide(bottom.end - first, Keys) : 0);
+    }
+    DEVICE bool is_prefix(i32 tile) const { return tile < prefix_tiles; }
+    DEVICE i32 first_key(i32 tile) const {
+        return is_prefix(tile) ? tile * Keys : first + (tile - prefix_tiles) * Keys;
+    }
+    // Whether some row must not see some key of the tile.
+    DEVICE bool is_masked(const Problem& p, i32 tile) const {
+        i32 key = first_key(tile);
+        return is_prefix(tile) ? key + Keys > p.prefix_len : key < all_first || key + Keys > all_end;
+    }
+};
+
+}  // namespace inducer

@@ -1,0 +1,81 @@
+// Tiles in shared memory: rows of D elements, copied sixteen bytes (a chunk) at a time.
+//
+// Chunk c of row r lies at place c ^ (r % 8) of its row. The eight rows that one ldmatrix reads at the same c then lie in
+// eight different groups of four banks, and so do the rows that the lanes of a warp read in the f32 products.
+#pragma once
+
+#include "../arch/arch.cuh"
+
+namespace inducer {
+
+template <class T>
+constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));
+
+template <class T, int D>
+constexpr int kRowBytes = D * static_cast<int>(sizeof(T));
+
+template <class T, int D>
+DEVICE char* chunk_address(char* tile, int row, int chunk) {
+    return tile + row * kRowBytes<T, D> + ((chunk ^ (row & 7)) << 4);
+}
+template <class T, int D>
+DEVICE const char* chunk_address(const char* tile, int row, int chunk) {
+    return tile + row * kRowBytes<T, D> + ((chunk ^ (row & 7)) << 4);
+}
+template <class T, int D>
+DEVICE T* element_address(char* tile, int row, int column) {
+    return reinterpret_cast<T*>(chunk_address<T, D>(tile, row, column / kPerChunk<T>)) + column % kPerChunk<T>;
+}
+template <class T, int D>
+DEVICE const T* element_address(const char* tile, int row, int column) {
+    return reinterpret_cast<const T*>(chunk_address<T, D>(tile, row, column / kPerChunk<T>)) + column % kPerChunk<T>;
+}
+
+// Starts to copy Rows rows of head_dim elements into a tile; `rows` points to the first one in global memory. Rows outside
+// [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part.
+template <class T, int D, int Rows, int Threads>
+DEVICE void load_tile(char* tile, const T* rows, i64 stride, int begin, int end, int head_dim) {
+    constexpr int chunks = D / kPerChunk<T>, step = Threads / chunks;
+    static_assert(Threads % chunks == 0 && Rows % step == 0, "a thread copies one chunk of every `step`-th row");
+    const int row = static_cast<int>(thread_index()) / chunks, chunk = static_cast<int>(thread_index()) % chunks;
+    const int last = chunk * kPerChunk<T> < head_dim ? end : begin;
+    const T* from = rows + row * stride + chunk * kPerChunk<T>;
+    NO_UNROLL
+    for (int i = row; i < Rows; i += step) {
+        bool valid = i >= begin && i < last;
+        copy_async(chunk_address<T, D>(tile, i, chunk), valid ? from : rows, valid);
+        from += step * stride;
+    }
+}
+
+// Bits that are set in halves (or the whole) of a word that hold no finite number: adding one to an exponent of ones carries
+// into the sign's place.
+DEVICE u32 not_finite(u32 w, bf16) { return ((w & 0x7f807f80u) + 0x00800080u) & 0x80008000u; }
+DEVICE u32 not_finite(u32 w, f16) { return ((w & 0x7c007c00u) + 0x04000400u) & 0x80008000u; }
+DEVICE u32 not_finite(u32 w, float) { return ((w & 0x7f800000u) + 0x00800000u) & 0x80000000u; }
+
+// Whether one of the chunks that this thread copied holds a NaN or an infinity; the thread's copies must be done.
+template <class T, int D, int Rows, int Threads>
+DEVICE bool own_chunks_not_finite(const char* tile) {
+    constexpr int chunks = D / kPerChunk<T>, step = Threads / chunks;
+    const int row = static_cast<int>(thread_index()) / chunks, chunk = static_cast<int>(thread_index()) % chunks;
+    u32 bits = 0;
+    NO_UNROLL
+    for (int i = row; i < Rows; i += step) {
+        u32x4 v = *reinterpret_cast<const u32x4*>(chunk_address<T, D>(tile, i, chunk));
+        bits |= not_finite(v.x, T{}) | not_finite(v.y, T{}) | not_finite(v.z, T{}) | not_finite(v.w, T{});
+    }
+    return bits != 0;
+}
+
+// Rounds one number, or two neighbours, to T and stores them.
+DEVICE void store_element(float* to, float x) { *to = x; }
+DEVICE void store_element(bf16* to, float x) { to->bits = static_cast<u16>(pack(x, 0.0f, bf16{})); }
+DEVICE void store_element(f16* to, float x) { to->bits = static_cast<u16>(pack(x, 0.0f, f16{})); }
+template <class T>
+DEVICE void store_pair(T* to, float x, float y) {
+    *reinterpret_cast<u32*>(to) = pack(x, y, T{});
+}
+DEVICE void store_pair(float* to, float x, float y) { *reinterpret_cast<f32x2*>(to) = {x, y}; }
+
+}  // namespace inducer

@@ -1,0 +1,299 @@
+// The fused forward for sm_80 and newer: O, lse, and U or attn where they are wanted.
+//
+// A block computes one tile of queries in one head of one sequence; a warp owns 16 or 32 of its rows for good, so that
+// softmax and output stay in its registers.
+//
+//     Q  ──────────────────────────────────────────┐ stays in shared memory
+//     for each tile of prefix and keys             │
+//         K arrives          S = Q Kᵀ              │ while V is under way
+//         V arrives          softmax, O += P V     │ while the next K is under way
+//     ───────────────────────────────────────────  │
+//     lse is known: O /= sum                       │
+//     adapters arrive        u, W → s0 → λ    ◄────┘ where K and V were
+//                            h;  O += λ h B + λ b
+//
+// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 64 KB for bf16 at head_dim 128. Two barriers a tile:
+// one after K has arrived, which also says that all warps are done with V, and one after V has, likewise for K.
+#include "core/inducer.cuh"
+#include "core/softmax.cuh"
+#include "list.h"
+
+namespace inducer {
+
+// What a block works on. It lies in shared memory, from where it is read when it is needed: in the main loop every register
+// belongs to a fragment.
+template <int Keys>
+struct ForwardTask {
+    Sequence sequence;
+    KeyTiles<Keys> tiles;
+    i32 head, kv_head;
+    i32 row, rows;          // first row of the tile, local to the sequence, and how many
+    u32 dropout_head;
+    float slope;            // ALiBi
+};
+constexpr int kTaskBytes = 128;
+
+template <class T, int D, int Rows, int Keys, int Warps>
+struct ForwardTile {
+    static constexpr int kThreads = Warps * 32;
+    static constexpr int kBlocks = Rows / (16 * Warps);     // of 16 rows, per warp
+    static constexpr int kScoreTiles = Keys / 8;            // blocks of 8 columns of S
+    static constexpr int kOutputTiles = D / 8;              // and of O
+    static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
+    static constexpr int kKeyBytes = Keys * kRowBytes<T, D>;
+    static constexpr int kSharedBytes = kTaskBytes + kQueryBytes + 2 * kKeyBytes;
+    // Where K and V lay, the adapter of the virtual key is staged, and behind it, if there is room, that of the value.
+    static constexpr bool kBothStages = 2 * Keys >= 2 * kStageRows;
+    static_assert(Rows % (16 * Warps) == 0 && 2 * Keys >= kStageRows, "a warp owns whole blocks, a stage fits");
+};
+
+// Stores this warp's rows of an accumulator, times a factor per row. Rows from `rows` on and columns from head_dim on are not
+// stored.
+template <class T, int MT, int OT>
+DEVICE void store_rows(T* to, i64 stride, const float (&o)[MT][OT][4], int first_row, i32 rows, i32 head_dim) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            i32 row = first_row + fragment_row(mt, half * 2);
+            if (row >= rows) continue;
+            UNROLL
+            for (int ot = 0; ot < OT; ++ot) {
+                int column = fragment_column(ot, 0);
+                if (column < head_dim) store_pair(to + row * stride + column, o[mt][ot][half * 2], o[mt][ot][half * 2 + 1]);
+            }
+        }
+    }
+}
+
+// Rows that belong to no sequence: O, U, attn become 0, lse −∞. `begin` to `end` are rows of the tensors.
+template <class T, int Threads>
+DEVICE void clear_rows(const ForwardParams& params, i32 batch, i32 head, i32 begin, i32 end) {
+    const Problem& p = params.problem;
+    int thread = static_cast<int>(thread_index());
+    for (i32 row = begin + thread / 32; row < end; row += Threads / 32) {
+        for (int column = thread % 32; column < p.head_dim; column += 32) {
+            store_element(row_address<T>(params.o, batch, head, row) + column, 0.0f);
+            if (params.attn.data != nullptr) store_element(row_address<T>(params.attn, batch, head, row) + column, 0.0f);
+        }
+        if (params.u.data != nullptr) {
+            for (int j = thread % 32; j < p.value.rank; j += 32) {
+                store_element(row_address<T>(params.u, batch, head, row) + j, 0.0f);
+            }
+        }
+        if (params.lse.data != nullptr && thread % 32 == 0) *element(params.lse, batch, head, row) = -infinity();
+    }
+}
+
+template <class T, int D, int Rows, int Keys, int Warps>
+DEVICE void forward(const ForwardParams& params) {
+    using Tile = ForwardTile<T, D, Rows, Keys, Warps>;
+    constexpr int MT = Tile::kBlocks, NT = Tile::kScoreTiles, OT = Tile::kOutputTiles, Threads = Tile::kThreads;
+    const Problem& p = params.problem;
+    static_assert(sizeof(ForwardTask<Keys>) <= kTaskBytes);
+    auto& task = *reinterpret_cast<ForwardTask<Keys>*>(shared_memory());
+    char* q_tile = shared_memory() + kTaskBytes;
+    char* k_tile = q_tile + Tile::kQueryBytes;
+    char* v_tile = k_tile + Tile::kKeyBytes;
+
+    {
+        // Tiles of one head are neighbours, so that their blocks share K and V in the L2 cache; the last rows, which see the
+        // most where the mask is causal, go first.
+        const i32 tile = params.row_tiles - 1 - static_cast<i32>(block_x() % static_cast<u32>(params.row_tiles));
+        const i32 pair = static_cast<i32>(block_x() / static_cast<u32>(params.row_tiles));
+        const i32 head = pair % p.query_heads;
+        const Sequence s = read_sequence(p, pair / p.query_heads);
+        const i32 row = tile * Rows;
+        // A caller's upper bound of the lengths may be too low for the padding: the last tile takes all that is left of it.
+        const i32 padding_end = tile == params.row_tiles - 1 ? s.padding_end : minimum(row + Rows, s.padding_end);
+        clear_rows<T, Threads>(params, s.batch, head, s.row_base + maximum(row, s.rows), s.row_base + padding_end);
+        const i32 rows = minimum(s.rows - row, Rows);
+        if (rows <= 0) return;
+        if (thread_index() == 0) {
+            task.sequence = s;
+            task.tiles = KeyTiles<Keys>(p, s, row, rows);
+            task.head = head;
+            task.kv_head = head / (p.query_heads / p.kv_heads);
+            task.row = row;
+            task.rows = rows;
+            task.dropout_head = static_cast<u32>(s.index) * static_cast<u32>(p.query_heads) + static_cast<u32>(head);
+            task.slope =
+                p.flags & kAlibi ? p.alibi_slopes[static_cast<i64>(s.index) * p.alibi_sequence_stride + head] : 0.0f;
+        }
+        sync_threads();
+    }
+    const Sequence& s = task.sequence;
+    const int warp_row = warp_index() * MT * 16;
+    const float scale = exponent_scale(p);
+
+    // Starts to copy a tile of `keys` (K or V) or of the prefix.
+    auto load_keys = [&](char* to, const Tensor& keys, const Tensor& prefix, i32 tile) {
+        bool is_prefix = task.tiles.is_prefix(tile);
+        const Tensor& from = is_prefix ? prefix : keys;
+        i32 first = task.tiles.first_key(tile);
+        i32 begin = is_prefix ? 0 : s.key_start - first, end = (is_prefix ? p.prefix_len : s.key_end) - first;
+        const T* address = row_address<const T>(from, is_prefix ? 0 : s.batch, task.kv_head,
+                                                static_cast<i64>(first) + (is_prefix ? 0 : s.key_base));
+        load_tile<T, D, Keys, Threads>(to, address, from.row, begin, end, p.head_dim);
+    };
+
+    load_tile<T, D, Rows, Threads>(q_tile, row_address<const T>(p.q, s.batch, task.head, static_cast<i64>(s.row_base) + task.row),
+                                   p.q.row, 0, task.rows, p.head_dim);
+    if (task.tiles.tiles > 0) load_keys(k_tile, p.k, p.prefix_k, 0);
+    copy_commit();
+
+    float o[MT][OT][4];
+    clear(o);
+    OnlineSoftmax<MT> softmax;
+    softmax.init();
+    copy_wait<0>();
+    for (i32 tile = 0; tile < task.tiles.tiles; ++tile) {
+        const bool masked = task.tiles.is_masked(p, tile), is_prefix = task.tiles.is_prefix(tile);
+        const i32 first_key = task.tiles.first_key(tile);
+        copy_wait<0>();
+        sync_threads();     // K is here; V's memory is free
+        load_keys(v_tile, p.v, p.prefix_v, tile);
+        copy_commit();
+
+        float scores[MT][NT][4];
+        clear(scores);
+        RowsByRows<T, D, MT, NT>::add(scores, q_tile, warp_row, k_tile, 0);
+        if (p.flags & kTransform) {
+            transform_scores(scores, ScoreContext{p, s, is_prefix ? 0.0f : task.slope, task.row + warp_row, first_key});
+        }
+
+        copy_wait<0>();
+        bool poisoned = false;
+        if (masked) {
+            poisoned = sync_threads_or(own_chunks_not_finite<T, D, Keys, Threads>(v_tile));
+        } else {
+            sync_threads();     // V is here; K's memory is free
+        }
+        if (tile + 1 < task.tiles.tiles) load_keys(k_tile, p.k, p.prefix_k, tile + 1);
+        copy_commit();
+
+        if (masked) {
+            Interval seen[MT][2];
+            visible_keys(seen, s, task.row + warp_row, is_prefix, p.prefix_len);
+            mask_scores(scores, seen, first_key);
+        }
+        softmax.update(scores, o, scale);
+        if (p.flags & kDropout) {
+            apply_dropout(scores, p, is_prefix ? kDropPrefix : kDropKeys, task.dropout_head, task.row + warp_row, first_key);
+        }
+        if (poisoned) {
+            Interval seen[MT][2];
+            visible_keys(seen, s, task.row + warp_row, is_prefix, p.prefix_len);
+            add_visible<T, D>(o, scores, v_tile, seen, first_key);
+        } else {
+            FragmentsByTile<T, D, MT, NT, OT>::add(o, scores, v_tile, 0);
+        }
+    }
+    float lse[MT][2], factor[MT][2];
+    softmax.finish(lse, factor, scale);
+
+    // Multiplies O's task.rows.
+    auto scale_rows = [&](const float(&by)[MT][2]) {
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int ot = 0; ot < OT; ++ot) {
+                UNROLL
+                for (int e = 0; e < 4; ++e) o[mt][ot][e] *= by[mt][e / 2];
+            }
+        }
+    };
+    const i64 first_row = static_cast<i64>(s.row_base) + task.row;
+    scale_rows(factor);
+    if (params.lse.data != nullptr && lane_index() % 4 == 0) {
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                i32 at = warp_row + fragment_row(mt, half * 2);
+                if (at < task.rows) *element(params.lse, s.batch, task.head, first_row + at) = lse[mt][half];
+            }
+        }
+    }
+    if (params.attn.data != nullptr) {
+        store_rows(row_address<T>(params.attn, s.batch, task.head, first_row), params.attn.row, o, warp_row, task.rows, p.head_dim);
+    }
+
+    if (p.key_kind != kKeyNone) {
+        char* key_stage = k_tile;
+        char* value_stage = Tile::kBothStages ? k_tile + kStageRows * kRowBytes<T, D> : k_tile;
+        float s0[MT][2], weight[MT][2];
+        virtual_scores<T, D, MT, Threads>(s0, p, s, task.head, q_tile, key_stage, warp_row, task.row, [&] {
+            if (Tile::kBothStages && p.value.rank > 0) {
+                stage_adapter<T, D, Threads>(value_stage, p.value, task.head, 0, p.head_dim);
+            }
+        });
+        const bool keeps_rest = p.value_kind == kValueDirect || p.value_kind == kValueZero;
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                VirtualWeight w(s0[mt][half], lse[mt][half]);
+                i32 at = task.row + warp_row + fragment_row(mt, half * 2);
+                weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, task.dropout_head, at) : 1.0f);
+                factor[mt][half] = keeps_rest ? w.rest : 1.0f;
+            }
+        }
+        if (keeps_rest) scale_rows(factor);
+        for (i32 rank = 0; rank < p.value.rank; rank += kChunk) {
+            if (!Tile::kBothStages || rank > 0) {
+                sync_threads();
+                stage_adapter<T, D, Threads>(value_stage, p.value, task.head, rank, p.head_dim);
+                sync_threads();
+            }
+            float h[MT][kChunkTiles][4];
+            clear(h);
+            RowsByRows<T, D, MT, kChunkTiles, 1>::add(h, q_tile, warp_row, value_stage, 0);
+            hidden_units<T>(h, p.value, task.head, rank);
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) {
+                UNROLL
+                for (int nt = 0; nt < kChunkTiles; ++nt) {
+                    UNROLL
+                    for (int e = 0; e < 4; ++e) {
+                        h[mt][nt][e] *= weight[mt][e / 2];
+                        i32 at = warp_row + fragment_row(mt, e), j = rank + fragment_column(nt, e);
+                        if (p.value_kind == kValueExtended && at < task.rows && j < p.value.rank) {
+                            store_element(row_address<T>(params.u, s.batch, task.head, first_row + at) + j, h[mt][nt][e]);
+                        }
+                    }
+                }
+            }
+            if (p.value_kind != kValueExtended) {
+                FragmentsByTile<T, D, MT, kChunkTiles, OT>::add(o, h, value_stage, kChunk);
+            }
+        }
+        if (p.value.up_bias != nullptr) {
+            UNROLL
+            for (int ot = 0; ot < OT; ++ot) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    int column = fragment_column(ot, e);
+                    if (column >= p.head_dim) continue;
+                    float bias =
+                        parameter<T>(p.value.up_bias, task.head * p.value.up_bias_head + column, p.value.is_f32);
+                    UNROLL
+                    for (int mt = 0; mt < MT; ++mt) {
+                        o[mt][ot][e] = fused_multiply_add(weight[mt][0], bias, o[mt][ot][e]);
+                        o[mt][ot][2 + e] = fused_multiply_add(weight[mt][1], bias, o[mt][ot][2 + e]);
+                    }
+                }
+            }
+        }
+    }
+    store_rows(row_address<T>(params.o, s.batch, task.head, first_row), params.o.row, o, warp_row, task.rows, p.head_dim);
+}
+
+}  // namespace inducer
+
+#define FORWARD_INSTANCE(pass, type, dim, rows, keys, warps, blocks)                                                        \
+    KERNEL(pass##_##type##_d##dim, inducer::ForwardParams, warps * 32, blocks,                                              \
+           (inducer::ForwardTile<inducer::type, dim, rows, keys, warps>::kSharedBytes)) {                                    \
+        inducer::forward<inducer::type, dim, rows, keys, warps>(params);                                                    \
+    }
+FORWARD_KERNELS(FORWARD_INSTANCE)

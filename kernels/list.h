@@ -1,0 +1,54 @@
+// All kernels, each named once. The .cu files make the instances from this list, the emulator its table, build.rs the Rust
+// table in src/cuda/kernels.rs (it reads the lines that begin with X).
+//
+//   X(pass, type, head_dim, rows, keys, warps, blocks)
+//
+// head_dim  columns of a tile in shared memory: serves every head dimension up to it, multiples of 8
+// rows      queries of a tile
+// keys      keys of a tile (0 where the pass has none)
+// warps     of a block
+// blocks    that should fit a multiprocessor at once (the compiler's register limit follows from it)
+//
+// The instance is called pass_type_dhead_dim, such as forward_bf16_d128. Every tile fits the 99 KB of shared memory that
+// consumer cards have.
+#pragma once
+
+// clang-format off
+#define FORWARD_KERNELS(X) \
+    X(forward, bf16, 64, 128, 64, 4, 2) \
+    X(forward, bf16, 128, 128, 48, 4, 2) \
+    X(forward, bf16, 256, 64, 64, 4, 2) \
+    X(forward, f16, 64, 128, 64, 4, 2) \
+    X(forward, f16, 128, 128, 48, 4, 2) \
+    X(forward, f16, 256, 64, 64, 4, 2) \
+    X(forward, f32, 64, 64, 64, 4, 2) \
+    X(forward, f32, 128, 64, 32, 4, 2) \
+    X(forward, f32, 256, 64, 16, 4, 2)
+
+#define BACKWARD_PREPARE_KERNELS(X) \
+    X(backward_prepare, bf16, 64, 64, 0, 4, 2) \
+    X(backward_prepare, bf16, 128, 64, 0, 4, 2) \
+    X(backward_prepare, bf16, 256, 64, 0, 4, 1) \
+    X(backward_prepare, f16, 64, 64, 0, 4, 2) \
+    X(backward_prepare, f16, 128, 64, 0, 4, 2) \
+    X(backward_prepare, f16, 256, 64, 0, 4, 1) \
+    X(backward_prepare, f32, 64, 64, 0, 4, 2) \
+    X(backward_prepare, f32, 128, 64, 0, 4, 1) \
+    X(backward_prepare, f32, 256, 32, 0, 2, 1)
+
+#define BACKWARD_KERNELS(X) \
+    X(backward, bf16, 64, 64, 64, 4, 2) \
+    X(backward, bf16, 128, 64, 64, 4, 1) \
+    X(backward, bf16, 256, 32, 32, 2, 1) \
+    X(backward, f16, 64, 64, 64, 4, 2) \
+    X(backward, f16, 128, 64, 64, 4, 1) \
+    X(backward, f16, 256, 32, 32, 2, 1) \
+    X(backward, f32, 64, 32, 32, 2, 2) \
+    X(backward, f32, 128, 32, 32, 2, 1) \
+    X(backward, f32, 256, 16, 16, 1, 1)
+
+#define BACKWARD_FINISH_KERNELS(X) \
+    X(backward_finish, bf16, 256, 0, 0, 8, 1) \
+    X(backward_finish, f16, 256, 0, 0, 8, 1) \
+    X(backward_finish, f32, 256, 0, 0, 8, 1)
+// clang-format on
