@@ -6,7 +6,7 @@
 use crate::config::{AttentionConfig, check_rank};
 use crate::error::{Error, Result};
 use crate::inducer::{Adapter, DownProjection, Inducer, Prefix, VirtualKey, VirtualValue};
-use crate::tensor::{DType, Layout, TensorRef};
+use crate::tensor::{DType, Layout, Memory, TensorRef};
 
 /// Largest `head_dim`.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -157,7 +157,14 @@ impl<'a> Attention<'a> {
         }
         let softmax_scale =
             self.config.softmax_scale.unwrap_or_else(|| (1.0 / (head_dim as f64).sqrt()) as f32);
-        Ok(Problem { attention: *self, softmax_scale, sequences, prefix_len })
+        let problem = Problem { attention: *self, softmax_scale, sequences, prefix_len };
+        let mut mixed = Ok(());
+        problem.for_each_input(|argument, layout| {
+            if mixed.is_ok() {
+                mixed = expect_memory(argument, layout.memory, problem.memory());
+            }
+        });
+        mixed.map(|()| problem)
     }
 
     fn validate_prefix(&self, kv_heads: usize, head_dim: usize, dtype: DType) -> Result<usize> {
@@ -357,6 +364,13 @@ pub(crate) fn expect_dtype(argument: &'static str, got: DType, expected: DType, 
     Err(Error::DType { argument, got, expected: format!("{expected}, {why}") })
 }
 
+pub(crate) fn expect_memory(argument: &'static str, got: Memory, expected: Memory) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::Memory { argument, got, expected })
+}
+
 /// Adapters and given logits are of Q's dtype or f32.
 fn parameter_dtype(argument: &'static str, got: DType, dtype: DType) -> Result<()> {
     if got == dtype || got == DType::F32 {
@@ -401,6 +415,11 @@ impl<'a> Problem<'a> {
     /// Q's dtype, that of K, V and O as well.
     pub fn dtype(&self) -> DType {
         self.attention.q.dtype()
+    }
+
+    /// Where all tensors are.
+    pub fn memory(&self) -> Memory {
+        self.attention.q.memory()
     }
 
     /// B, the batch dimension of the tensors (1 for packed sequences).

@@ -2,7 +2,7 @@
 //!
 //! [`Problem::forward`] and [`Problem::backward`] check the output memory and return a call that a backend executes.
 
-use crate::attention::{Problem, contiguous_last, expect_dtype, expect_shape};
+use crate::attention::{Problem, contiguous_last, expect_dtype, expect_memory, expect_shape};
 use crate::error::{Error, Result};
 use crate::inducer::{
     AdapterGradients, KeyGradients, PrefixGradients, ValueGradients, VirtualKey, VirtualValue,
@@ -123,8 +123,8 @@ impl<'a> Problem<'a> {
     /// Checks the memory for the forward's results.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::LastDimensionStrided`], [`Error::SelfOverlap`], [`Error::Overlap`],
-    /// [`Error::Missing`], [`Error::Unexpected`].
+    /// [`Error::Shape`], [`Error::DType`], [`Error::LastDimensionStrided`], [`Error::SelfOverlap`], [`Error::Memory`],
+    /// [`Error::Overlap`], [`Error::Missing`], [`Error::Unexpected`].
     pub fn forward<'o>(&self, outputs: Outputs<'o>) -> Result<Forward<'_, 'a, 'o>> {
         let [b, h, n, d] = self.attention().q.shape();
         let mut check = OutputCheck::new(self);
@@ -311,6 +311,9 @@ impl<'t> OutputCheck<'t> {
     }
 
     fn finish(self) -> Result<()> {
+        for (argument, layout) in self.inputs.iter().chain(&self.outputs) {
+            expect_memory(argument, layout.memory, self.problem.memory())?;
+        }
         for (i, (argument, output)) in self.outputs.iter().enumerate() {
             let mut overlap = None;
             self.problem.for_each_input(|other, input| {

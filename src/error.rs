@@ -1,9 +1,10 @@
 //! One error per mistake a caller can make.
 //!
 //! Every variant names the argument, what it was and what it must be. Errors are raised while a problem is
-//! validated, before any work starts and before anything is written.
+//! validated, before any work starts and before anything is written. Those of the CUDA backend come before a launch, too, but for
+//! what the driver alone can tell.
 
-use crate::tensor::DType;
+use crate::tensor::{DType, Memory};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -205,6 +206,114 @@ pub enum Error {
         argument: &'static str,
         /// Why there is no use for it.
         reason: &'static str,
+    },
+    /// A tensor is not where the others are, or not where the engine can reach it.
+    #[error("{argument}: in the {got}, expected in the {expected}")]
+    Memory {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Where it is.
+        got: Memory,
+        /// Where it must be.
+        expected: Memory,
+    },
+    /// A tensor that has elements is at address 0.
+    #[error("{argument}: null pointer, expected the address of its {elements} elements")]
+    NullPointer {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Elements of the tensor.
+        elements: usize,
+    },
+    /// Rows of a tensor do not begin where the CUDA kernels can read or write them.
+    #[error(
+        "{argument}: address {address:#x} with strides {strides:?} of {dtype}; the CUDA kernels need every row to begin at a \
+         multiple of {alignment} bytes"
+    )]
+    Misaligned {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Address of its first element.
+        address: usize,
+        /// Its strides, in elements.
+        strides: Vec<usize>,
+        /// Its element type.
+        dtype: DType,
+        /// What addresses of rows must be multiples of, in bytes.
+        alignment: usize,
+    },
+    /// The CUDA kernels do not take this head dimension.
+    #[error("head_dim: {got}, the CUDA kernels take multiples of {multiple} up to {max}")]
+    DeviceHeadDim {
+        /// The head dimension.
+        got: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+        /// The largest supported.
+        max: usize,
+    },
+    /// A pass has more blocks than one launch can have.
+    #[error("{pass}: {blocks} blocks, a launch takes at most {max}; split the batch")]
+    TooManyBlocks {
+        /// The kernel.
+        pass: &'static str,
+        /// Blocks that the problem needs.
+        blocks: u128,
+        /// The most that a launch can have.
+        max: u32,
+    },
+    /// There is no CUDA driver.
+    #[error("no CUDA driver: libcuda could not be loaded; install the NVIDIA driver")]
+    NoDriver,
+    /// There is no CUDA device of this number.
+    #[error("no CUDA device {ordinal}: the driver sees {count}")]
+    NoDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The device is older than what the kernels are written for.
+    #[error("CUDA device {ordinal} has compute capability {major}.{minor}, the kernels need 8.0 or newer")]
+    DeviceTooOld {
+        /// The device's number.
+        ordinal: usize,
+        /// Its compute capability.
+        major: i32,
+        /// Its compute capability.
+        minor: i32,
+    },
+    /// The driver is too old for the kernels that this build holds.
+    #[error("the CUDA driver supports CUDA {}.{}, these kernels need a newer one; update the driver", version / 1000, version % 1000 / 10)]
+    DriverTooOld {
+        /// What the driver supports: 1000 · major + 10 · minor.
+        version: i32,
+    },
+    /// This build holds no CUDA kernels.
+    #[error(
+        "no CUDA kernels in this build: no nvcc was found when it was built. Install the CUDA toolkit (or point NVCC or CUDA_HOME \
+         to it), or set INDUCER_ATTENTION_CUDA_FATBINS to a folder of prebuilt ones, and build again"
+    )]
+    NoKernels,
+    /// This build holds no kernels for the device.
+    #[error(
+        "no kernels for CUDA device {ordinal} (compute capability {major}.{minor}); build with it in INDUCER_ATTENTION_CUDA_ARCHS"
+    )]
+    NoKernelImage {
+        /// The device's number.
+        ordinal: usize,
+        /// Its compute capability.
+        major: i32,
+        /// Its compute capability.
+        minor: i32,
+    },
+    /// The CUDA driver refused a call.
+    #[error("{call}: {message}")]
+    Driver {
+        /// The call.
+        call: &'static str,
+        /// What the driver says.
+        message: String,
     },
     /// The workspace holds fewer bytes than the call needs.
     #[error("workspace: {got} bytes, expected at least {needed}")]

@@ -152,6 +152,8 @@ pub mod attention;
 pub mod call;
 pub mod config;
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub mod cuda;
 pub mod dropout;
 pub mod error;
 pub mod inducer;
@@ -167,7 +169,7 @@ pub use inducer::{
     Activation, Adapter, AdapterGradients, DownProjection, DownProjectionGradients, Inducer, KeyGradients,
     MAX_RANK, Prefix, PrefixGradients, ValueGradients, VirtualKey, VirtualValue,
 };
-pub use tensor::{DType, Element, TensorMut, TensorRef};
+pub use tensor::{DType, Element, Memory, TensorMut, TensorRef};
 
 /// The README's Rust example.
 #[cfg(doctest)]

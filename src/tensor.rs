@@ -46,6 +46,28 @@ impl fmt::Display for DType {
     }
 }
 
+/// Where a tensor's elements are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// In this process's address space.
+    #[default]
+    Host,
+    /// In the memory of a CUDA device; addresses mean nothing to the processor.
+    Cuda {
+        /// The device's ordinal.
+        device: u16,
+    },
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host memory"),
+            Self::Cuda { device } => write!(f, "memory of CUDA device {device}"),
+        }
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
@@ -221,9 +243,15 @@ macro_rules! common_view_methods {
             Ok(Self { ptr, shape, ..self })
         }
 
+        /// Where the elements are.
+        pub fn memory(&self) -> Memory {
+            self.memory
+        }
+
         /// Address range in bytes, for overlap checks.
         pub(crate) fn layout(&self) -> Layout<'_> {
             Layout {
+                memory: self.memory,
                 start: self.ptr as usize,
                 size: self.dtype.size(),
                 shape: &self.shape,
@@ -247,6 +275,7 @@ pub struct TensorRef<'a, const R: usize> {
     dtype: DType,
     shape: [usize; R],
     strides: [usize; R],
+    memory: Memory,
     lifetime: PhantomData<&'a [u8]>,
 }
 
@@ -278,7 +307,8 @@ impl<'a, const R: usize> TensorRef<'a, R> {
     /// [`Error::BufferTooSmall`], [`Error::SizeOverflow`].
     pub fn strided<T: Element>(data: &'a [T], shape: [usize; R], strides: [usize; R]) -> Result<Self> {
         check_buffer(T::DTYPE, &shape, &strides, data.len())?;
-        Ok(Self { ptr: data.as_ptr().cast(), dtype: T::DTYPE, shape, strides, lifetime: PhantomData })
+        let ptr = data.as_ptr().cast();
+        Ok(Self { ptr, dtype: T::DTYPE, shape, strides, memory: Memory::Host, lifetime: PhantomData })
     }
 
     /// Views raw memory, as handed over by a framework.
@@ -296,7 +326,27 @@ impl<'a, const R: usize> TensorRef<'a, R> {
         strides: [usize; R],
     ) -> Result<Self> {
         checked_extent(dtype, &shape, &strides)?;
-        Ok(Self { ptr, dtype, shape, strides, lifetime: PhantomData })
+        Ok(Self { ptr, dtype, shape, strides, memory: Memory::Host, lifetime: PhantomData })
+    }
+
+    /// Views memory of a CUDA device by its address there.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`].
+    ///
+    /// # Safety
+    /// For `'a`, and until all work that was enqueued with the view is done, every element that shape and strides reach from
+    /// `address` must be memory of that device, aligned to the element type, and not be written by anyone.
+    pub unsafe fn from_device_parts(
+        address: u64,
+        device: u16,
+        dtype: DType,
+        shape: [usize; R],
+        strides: [usize; R],
+    ) -> Result<Self> {
+        checked_extent(dtype, &shape, &strides)?;
+        let ptr = std::ptr::without_provenance(address as usize);
+        Ok(Self { ptr, dtype, shape, strides, memory: Memory::Cuda { device }, lifetime: PhantomData })
     }
 
     common_view_methods!();
@@ -316,8 +366,9 @@ impl<'a, const R: usize> TensorRef<'a, R> {
     /// The element at `index`, widened. For setup and checks, not for inner loops.
     ///
     /// # Panics
-    /// If `index` is out of range.
+    /// If `index` is out of range, or the elements are not in host memory.
     pub fn get(&self, index: [usize; R]) -> f32 {
+        assert!(self.memory == Memory::Host, "elements in the {} cannot be read here", self.memory);
         assert!(
             index.iter().zip(&self.shape).all(|(i, n)| i < n),
             "index {index:?} is out of range for shape {:?}",
@@ -395,6 +446,7 @@ pub struct TensorMut<'a, const R: usize> {
     dtype: DType,
     shape: [usize; R],
     strides: [usize; R],
+    memory: Memory,
     lifetime: PhantomData<&'a mut [u8]>,
 }
 
@@ -418,8 +470,8 @@ impl<'a, const R: usize> TensorMut<'a, R> {
     /// [`Error::BufferTooSmall`], [`Error::SizeOverflow`], [`Error::SelfOverlap`].
     pub fn strided<T: Element>(data: &'a mut [T], shape: [usize; R], strides: [usize; R]) -> Result<Self> {
         check_buffer(T::DTYPE, &shape, &strides, data.len())?;
-        let view =
-            Self { ptr: data.as_mut_ptr().cast(), dtype: T::DTYPE, shape, strides, lifetime: PhantomData };
+        let ptr = data.as_mut_ptr().cast();
+        let view = Self { ptr, dtype: T::DTYPE, shape, strides, memory: Memory::Host, lifetime: PhantomData };
         view.check_injective("tensor")?;
         Ok(view)
     }
@@ -439,7 +491,30 @@ impl<'a, const R: usize> TensorMut<'a, R> {
         strides: [usize; R],
     ) -> Result<Self> {
         checked_extent(dtype, &shape, &strides)?;
-        let view = Self { ptr, dtype, shape, strides, lifetime: PhantomData };
+        let view = Self { ptr, dtype, shape, strides, memory: Memory::Host, lifetime: PhantomData };
+        view.check_injective("tensor")?;
+        Ok(view)
+    }
+
+    /// Views memory of a CUDA device by its address there.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`], [`Error::SelfOverlap`].
+    ///
+    /// # Safety
+    /// For `'a`, and until all work that was enqueued with the view is done, every element that shape and strides reach from
+    /// `address` must be memory of that device, aligned to the element type, and be read and written through this view alone.
+    pub unsafe fn from_device_parts(
+        address: u64,
+        device: u16,
+        dtype: DType,
+        shape: [usize; R],
+        strides: [usize; R],
+    ) -> Result<Self> {
+        checked_extent(dtype, &shape, &strides)?;
+        let ptr = std::ptr::without_provenance_mut(address as usize);
+        let view =
+            Self { ptr, dtype, shape, strides, memory: Memory::Cuda { device }, lifetime: PhantomData };
         view.check_injective("tensor")?;
         Ok(view)
     }
@@ -472,6 +547,7 @@ impl<'a, const R: usize> TensorMut<'a, R> {
             dtype: self.dtype,
             shape: self.shape,
             strides: self.strides,
+            memory: self.memory,
             lifetime: PhantomData,
         }
     }
@@ -483,6 +559,7 @@ impl<'a, const R: usize> TensorMut<'a, R> {
             dtype: self.dtype,
             shape: self.shape,
             strides: self.strides,
+            memory: self.memory,
             lifetime: PhantomData,
         }
     }
@@ -560,6 +637,7 @@ impl<'a> TensorMut<'a, 4> {
             dtype: t.dtype,
             shape: [b, heads, n, size],
             strides: [t.strides[0], size, t.strides[1], 1],
+            memory: t.memory,
             lifetime: PhantomData,
         };
         Ok([heads_apart(attn, head_dim), heads_apart(u, rank)])
@@ -575,6 +653,7 @@ impl<const R: usize> fmt::Debug for TensorMut<'_, R> {
 /// Where a view's elements lie.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout<'a> {
+    pub(crate) memory: Memory,
     start: usize,
     size: usize,
     shape: &'a [usize],

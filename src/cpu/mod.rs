@@ -25,9 +25,10 @@ pub mod microkernels;
 pub use simd::InstructionSet;
 pub use workspace::Workspace;
 
-use crate::attention::Problem;
+use crate::attention::{Problem, expect_memory};
 use crate::call::{Backward, Forward};
 use crate::error::{Error, Result};
+use crate::tensor::Memory;
 use simd::Kernels;
 use workspace::Carver;
 
@@ -93,9 +94,10 @@ impl Engine {
     /// Computes O and whatever else the call has room for; the [crate's front page](crate) has the equations.
     ///
     /// # Errors
-    /// [`Error::WorkspaceTooSmall`], before anything is written.
+    /// [`Error::WorkspaceTooSmall`], [`Error::Memory`] for tensors of a device, before anything is written.
     #[allow(clippy::needless_pass_by_value, reason = "a call is made once: its outputs are lent for it")]
     pub fn forward(&self, call: Forward<'_, '_, '_>, workspace: &mut Workspace) -> Result<()> {
+        expect_memory("q", call.problem.memory(), Memory::Host)?;
         check(workspace, self.forward_workspace(call.problem))?;
         let mut carver = workspace.carver();
         forward::ForwardPlan::carve(self.kernels, call.problem, Some(&call), &mut carver).run();
@@ -105,9 +107,10 @@ impl Engine {
     /// Computes the gradients that the call has room for; the [crate's front page](crate#the-backward) has the equations.
     ///
     /// # Errors
-    /// [`Error::WorkspaceTooSmall`], before anything is written.
+    /// [`Error::WorkspaceTooSmall`], [`Error::Memory`] for tensors of a device, before anything is written.
     #[allow(clippy::needless_pass_by_value, reason = "a call is made once: its outputs are lent for it")]
     pub fn backward(&self, call: Backward<'_, '_, '_>, workspace: &mut Workspace) -> Result<()> {
+        expect_memory("q", call.problem.memory(), Memory::Host)?;
         check(workspace, self.backward_workspace(call.problem))?;
         let mut carver = workspace.carver();
         backward::BackwardPlan::carve(self.kernels, call.problem, Some(&call), &mut carver).run();

@@ -1,0 +1,38 @@
+//! The table of kernels: from `kernels/list.h`, which names each one once, to Rust.
+
+use std::fmt::Write;
+use std::path::Path;
+
+const LIST: &str = "kernels/list.h";
+
+/// Writes `$OUT_DIR/kernels.rs`, an array of `Kernel`.
+pub fn generate() {
+    println!("cargo::rerun-if-changed={LIST}");
+    let list = std::fs::read_to_string(LIST).unwrap_or_else(|e| panic!("{LIST}: {e}"));
+    let mut table = String::from("[\n");
+    for line in list.lines().map(str::trim).filter(|line| line.starts_with("X(")) {
+        table.push_str(&entry(line).unwrap_or_else(|| panic!("{LIST}: cannot read {line:?}")));
+    }
+    table.push_str("]\n");
+    let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    std::fs::write(Path::new(&out).join("kernels.rs"), table).expect("OUT_DIR is writable");
+}
+
+/// `X(pass, type, head_dim, rows, keys, warps, blocks) \`
+fn entry(line: &str) -> Option<String> {
+    let (arguments, _) = line.strip_prefix("X(")?.split_once(')')?;
+    let parts: Vec<&str> = arguments.split(',').map(str::trim).collect();
+    let [pass, dtype, sizes @ ..] = parts.as_slice() else { return None };
+    let sizes: Vec<u32> = sizes.iter().map(|s| s.parse().ok()).collect::<Option<_>>()?;
+    let [head_dim, rows, keys, warps, blocks] = sizes.as_slice() else { return None };
+    let variant: String = pass.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+    let mut entry = String::new();
+    writeln!(
+        entry,
+        "    Kernel {{ name: \"{pass}_{dtype}_d{head_dim}\", pass: Pass::{variant}, dtype: DType::{}, \
+         head_dim: {head_dim}, rows: {rows}, keys: {keys}, warps: {warps}, blocks: {blocks} }},",
+        dtype.to_uppercase()
+    )
+    .ok()?;
+    Some(entry)
+}

@@ -1,0 +1,91 @@
+//! The table of kernels, made from `kernels/list.h`, and which of them serves a problem.
+
+use crate::tensor::DType;
+
+/// What a kernel computes; see the sources in `kernels/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// O, lse, and U or attn.
+    Forward,
+    /// Row constants, the inducer's part of dQ, partial sums of its gradients.
+    BackwardPrepare,
+    /// dQ, dK, dV.
+    Backward,
+    /// Rounding and sums of partial sums.
+    BackwardFinish,
+}
+
+/// One kernel: the fields are those of `kernels/list.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its symbol, such as `forward_bf16_d128`.
+    pub name: &'static str,
+    /// What it computes.
+    pub pass: Pass,
+    /// Type of Q, K and V.
+    pub dtype: DType,
+    /// It serves head dimensions up to this.
+    pub head_dim: u32,
+    /// Queries of a tile.
+    pub rows: u32,
+    /// Keys of a tile, 0 where the pass has none.
+    pub keys: u32,
+    /// Warps of a block.
+    pub warps: u32,
+    /// Blocks that should fit a multiprocessor at once.
+    pub blocks: u32,
+}
+
+/// All kernels.
+pub static KERNELS: &[Kernel] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+impl Kernel {
+    /// The kernel with the narrowest tile that holds `head_dim` columns.
+    pub fn find(pass: Pass, dtype: DType, head_dim: usize) -> Option<&'static Self> {
+        KERNELS
+            .iter()
+            .filter(|k| k.pass == pass && k.dtype == dtype && k.head_dim as usize >= head_dim)
+            .min_by_key(|k| k.head_dim)
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.warps * 32
+    }
+
+    /// Bytes of dynamic shared memory; the kernels' sources have the same sums.
+    pub fn shared_bytes(&self) -> u32 {
+        let row = self.head_dim * self.dtype.size() as u32;
+        match self.pass {
+            // Q, K, V.
+            Pass::Forward => (self.rows + 2 * self.keys) * row,
+            Pass::BackwardPrepare | Pass::Backward | Pass::BackwardFinish => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_narrowest_kernel_that_fits_is_chosen() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for head_dim in [8, 40, 64, 72, 128, 136, 256] {
+                let kernel = Kernel::find(Pass::Forward, dtype, head_dim).unwrap();
+                let tile = kernel.head_dim as usize;
+                assert!(tile >= head_dim && (tile == 64 || tile / 2 < head_dim), "{kernel:?} for {head_dim}");
+                assert_eq!((kernel.dtype, kernel.pass), (dtype, Pass::Forward));
+            }
+            assert_eq!(Kernel::find(Pass::Forward, dtype, 264), None);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_tiles_fit_consumer_cards() {
+        for (i, kernel) in KERNELS.iter().enumerate() {
+            assert!(KERNELS[..i].iter().all(|other| other.name != kernel.name), "{}", kernel.name);
+            assert!(kernel.shared_bytes() <= 99 * 1024, "{}", kernel.name);
+        }
+    }
+}
