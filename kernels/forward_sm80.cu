@@ -40,8 +40,10 @@ struct ForwardTile {
     static constexpr int kScoreTiles = Keys / 8;            // blocks of 8 columns of S
     static constexpr int kOutputTiles = D / 8;              // and of O
     static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
-    static constexpr int kKeyBytes = Keys * kRowBytes<T, D>;
-    static constexpr int kSharedBytes = kTaskBytes + kQueryBytes + 2 * kKeyBytes;
+    static constexpr int kValueBytes = Keys * kRowBytes<T, D>;
+    // P must fit where K lay; only at head_dim 64 that asks for more than K does.
+    static constexpr int kKeyBytes = Keys * kRowBytes<T, (Rows > D ? Rows : D)>;
+    static constexpr int kSharedBytes = kTaskBytes + kQueryBytes + kKeyBytes + kValueBytes;
     // Where K and V lay, the adapter of the virtual key is staged, and behind it, if there is room, that of the value.
     static constexpr bool kBothStages = 2 * Keys >= 2 * kStageRows;
     static_assert(Rows % (16 * Warps) == 0 && 2 * Keys >= kStageRows, "a warp owns whole blocks, a stage fits");
@@ -169,22 +171,29 @@ DEVICE void forward(const ForwardParams& params) {
         } else {
             sync_threads();     // V is here; K's memory is free
         }
-        if (tile + 1 < task.tiles.tiles) load_keys(k_tile, p.k, p.prefix_k, tile + 1);
-        copy_commit();
+        auto load_next = [&] {
+            if (tile + 1 < task.tiles.tiles) load_keys(k_tile, p.k, p.prefix_k, tile + 1);
+            copy_commit();
+        };
+        if (!poisoned) load_next();
 
-        if (masked) {
-            Interval seen[MT][2];
-            visible_keys(seen, s, task.row + warp_row, is_prefix, p.prefix_len);
-            mask_scores(scores, seen, first_key);
-        }
+        // Keys of this tile that a row of this warp sees, counted from the tile's first.
+        auto visible = [&](int warp_local_row) {
+            if (is_prefix) return Interval{0, p.prefix_len - first_key};
+            Interval seen = s.visible(task.row + warp_row + warp_local_row);
+            return Interval{seen.first - first_key, seen.end - first_key};
+        };
+        if (masked) mask_scores(scores, visible);
         softmax.update(scores, o, scale);
         if (p.flags & kDropout) {
             apply_dropout(scores, p, is_prefix ? kDropPrefix : kDropKeys, task.dropout_head, task.row + warp_row, first_key);
         }
         if (poisoned) {
-            Interval seen[MT][2];
-            visible_keys(seen, s, task.row + warp_row, is_prefix, p.prefix_len);
-            add_visible<T, D>(o, scores, v_tile, seen, first_key);
+            // K is not needed any more, so P can lie there while hidden pairs are left out one by one.
+            T* scratch = reinterpret_cast<T*>(k_tile) + warp_row * Keys;
+            add_visible_staged<T, D>(o, scores, v_tile, scratch, visible);
+            sync_threads();
+            load_next();
         } else {
             FragmentsByTile<T, D, MT, NT, OT>::add(o, scores, v_tile, 0);
         }
@@ -240,7 +249,8 @@ DEVICE void forward(const ForwardParams& params) {
             }
         }
         if (keeps_rest) scale_rows(factor);
-        for (i32 rank = 0; rank < p.value.rank; rank += kChunk) {
+        const i32 ranks = p.value.rank + (p.value.up_bias != nullptr ? 1 : 0);
+        for (i32 rank = 0; rank < ranks; rank += kChunk) {
             if (!Tile::kBothStages || rank > 0) {
                 sync_threads();
                 stage_adapter<T, D, Threads>(value_stage, p.value, task.head, rank, p.head_dim);
@@ -249,7 +259,7 @@ DEVICE void forward(const ForwardParams& params) {
             float h[MT][kChunkTiles][4];
             clear(h);
             RowsByRows<T, D, MT, kChunkTiles, 1>::add(h, q_tile, warp_row, value_stage, 0);
-            hidden_units<T>(h, p.value, task.head, rank);
+            hidden_units<T>(h, p.value, task.head, rank, 1.0f);
             UNROLL
             for (int mt = 0; mt < MT; ++mt) {
                 UNROLL
@@ -266,23 +276,6 @@ DEVICE void forward(const ForwardParams& params) {
             }
             if (p.value_kind != kValueExtended) {
                 FragmentsByTile<T, D, MT, kChunkTiles, OT>::add(o, h, value_stage, kChunk);
-            }
-        }
-        if (p.value.up_bias != nullptr) {
-            UNROLL
-            for (int ot = 0; ot < OT; ++ot) {
-                UNROLL
-                for (int e = 0; e < 2; ++e) {
-                    int column = fragment_column(ot, e);
-                    if (column >= p.head_dim) continue;
-                    float bias =
-                        parameter<T>(p.value.up_bias, task.head * p.value.up_bias_head + column, p.value.is_f32);
-                    UNROLL
-                    for (int mt = 0; mt < MT; ++mt) {
-                        o[mt][ot][e] = fused_multiply_add(weight[mt][0], bias, o[mt][ot][e]);
-                        o[mt][ot][2 + e] = fused_multiply_add(weight[mt][1], bias, o[mt][ot][2 + e]);
-                    }
-                }
             }
         }
     }

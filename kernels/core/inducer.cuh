@@ -5,6 +5,8 @@
 //     rows 0 to 15     Aᵀ   what Q is multiplied by for the hidden units: z = Q A
 //     rows 16 to 31    B    for the key, W = Q Bᵀ; for the value, λh·B
 //
+// Behind the last rank, B has one more row, b: the value's bias is a rank whose hidden unit is 1.
+//
 // The virtual key P = Q + u B + b is never formed: Q·P = Q·(Q + b) + u·W, where column j of u and of W lie in the same lane.
 #pragma once
 
@@ -27,7 +29,7 @@ DEVICE float parameter(const void* data, i64 index, bool is_f32) {
 // block take part; a barrier must follow.
 template <class T, int D, int Threads>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
-    int ranks = minimum(adapter.rank - rank, kChunk);
+    int ranks = adapter.rank - rank;
     i64 down = head * adapter.down_weight_head + rank;
     // Neighbouring threads read neighbouring elements of A's rows [d, r], so they write down a column of Aᵀ.
     for (int i = static_cast<int>(thread_index()); i < D * kChunk; i += Threads) {
@@ -45,6 +47,8 @@ DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 ran
         float x = 0.0f;
         if (j < ranks && column < head_dim) {
             x = parameter<T>(adapter.up_weight, up + j * adapter.up_weight_row + column, adapter.is_f32);
+        } else if (j == ranks && column < head_dim) {
+            x = parameter<T>(adapter.up_bias, head * adapter.up_bias_head + column, adapter.is_f32);
         }
         store_element(element_address<T, D>(stage, kChunk + j, column), x);
     }
@@ -52,9 +56,10 @@ DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 ran
 
 DEVICE float activate(float z, bool identity) { return identity ? z : tanh_accurate(z); }
 
-// From z = Q A to the hidden units act(z + a) of ranks `rank` on; 0 behind the last rank.
+// From z = Q A to the hidden units act(z + a) of ranks `rank` on; `bias_unit` behind the last rank, then 0.
 template <class T, int MT>
-DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 head, i32 rank) {
+DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 head, i32 rank,
+                         float bias_unit = 0.0f) {
     UNROLL
     for (int nt = 0; nt < kChunkTiles; ++nt) {
         UNROLL
@@ -68,7 +73,7 @@ DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter,
                 UNROLL
                 for (int half = 0; half < 2; ++half) {
                     float& x = z[mt][nt][half * 2 + e];
-                    x = exists ? activate(x + bias, adapter.identity) : 0.0f;
+                    x = exists ? activate(x + bias, adapter.identity) : j == adapter.rank ? bias_unit : 0.0f;
                 }
             }
         }
@@ -140,13 +145,13 @@ struct VirtualWeight {
 
 // Scores of the virtual token for this warp's rows, the same in all four lanes of a row. `q` is the tile of queries, `stage`
 // room for kStageRows rows, `first_row` the warp's first row in the tile, `row` the tile's first in the sequence. Collective
-// for the block; begins with a barrier, after which the stage is overwritten. `prefetch` is called between the first staging
-// and its barrier.
+// for the block; begins with a barrier, after which the stage is overwritten. `prefetch` is called before the next barrier, so
+// that what it stages is there on return.
 template <class T, int D, int MT, int Threads, class Prefetch>
 DEVICE void virtual_scores(float (&s0)[MT][2], const Problem& p, const Sequence& s, i32 head, const char* q, char* stage,
                            int first_row, i32 row, Prefetch prefetch) {
+    sync_threads();     // Q is here, whatever ran before; the stage's memory is free
     if (p.key_kind == kKeyLogitPerHead || p.key_kind == kKeyLogitPerToken) {
-        sync_threads();
         prefetch();
         sync_threads();
         UNROLL
@@ -161,32 +166,33 @@ DEVICE void virtual_scores(float (&s0)[MT][2], const Problem& p, const Sequence&
     }
     const void* bias = p.key.rank > 0 ? p.key.up_bias : nullptr;
     row_products<T, D, MT>(s0, q, first_row, bias, head * p.key.up_bias_head, p.key.is_f32, p.head_dim);
-    i32 rank = 0;
-    do {
+    if (p.key.rank == 0) {
+        prefetch();
         sync_threads();
-        if (p.key.rank > 0) stage_adapter<T, D, Threads>(stage, p.key, head, rank, p.head_dim);
+    }
+    NO_UNROLL
+    for (i32 rank = 0; rank < p.key.rank; rank += kChunk) {
+        if (rank > 0) sync_threads();
+        stage_adapter<T, D, Threads>(stage, p.key, head, rank, p.head_dim);
         if (rank == 0) prefetch();
         sync_threads();
-        if (p.key.rank > 0) {
-            float u[MT][kChunkTiles][4], w[MT][kChunkTiles][4];
-            clear(u);
-            clear(w);
-            RowsByRows<T, D, MT, kChunkTiles, 1>::add(u, q, first_row, stage, 0);
-            RowsByRows<T, D, MT, kChunkTiles, 1>::add(w, q, first_row, stage, kChunk);
-            hidden_units<T>(u, p.key, head, rank);
+        float u[MT][kChunkTiles][4], w[MT][kChunkTiles][4];
+        clear(u);
+        clear(w);
+        RowsByRows<T, D, MT, kChunkTiles, 1>::add(u, q, first_row, stage, 0);
+        RowsByRows<T, D, MT, kChunkTiles, 1>::add(w, q, first_row, stage, kChunk);
+        hidden_units<T>(u, p.key, head, rank);
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
             UNROLL
-            for (int mt = 0; mt < MT; ++mt) {
+            for (int nt = 0; nt < kChunkTiles; ++nt) {
                 UNROLL
-                for (int nt = 0; nt < kChunkTiles; ++nt) {
-                    UNROLL
-                    for (int e = 0; e < 4; ++e) {
-                        s0[mt][e / 2] = fused_multiply_add(u[mt][nt][e], w[mt][nt][e], s0[mt][e / 2]);
-                    }
+                for (int e = 0; e < 4; ++e) {
+                    s0[mt][e / 2] = fused_multiply_add(u[mt][nt][e], w[mt][nt][e], s0[mt][e / 2]);
                 }
             }
         }
-        rank += kChunk;
-    } while (rank < p.key.rank);
+    }
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL

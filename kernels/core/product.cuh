@@ -171,26 +171,26 @@ struct FragmentsByTile<float, D, MT, KT, NT> {
         UNROLL
         for (int kt = 0; kt < KT; ++kt) {
             NO_UNROLL
-            for (int owner = 0; owner < 4; ++owner) {
+            for (int column = 0; column < 8; ++column) {
+                float a[MT][2];
                 UNROLL
-                for (int e = 0; e < 2; ++e) {
-                    float a[MT][2];
+                for (int mt = 0; mt < MT; ++mt) {
+                    UNROLL
+                    for (int half = 0; half < 2; ++half) {
+                        float mine = column % 2 == 0 ? p[mt][kt][half * 2] : p[mt][kt][half * 2 + 1];
+                        a[mt][half] = shuffle(mine, (lane & ~3) | (column / 2));
+                    }
+                }
+                int row = b_row + kt * 8 + column;
+                UNROLL
+                for (int nt = 0; nt < NT; ++nt) {
+                    f32x2 b = *reinterpret_cast<const f32x2*>(element_address<float, D>(b_tile, row, nt * 8 + t));
                     UNROLL
                     for (int mt = 0; mt < MT; ++mt) {
-                        a[mt][0] = shuffle(p[mt][kt][e], (lane & ~3) | owner);
-                        a[mt][1] = shuffle(p[mt][kt][2 + e], (lane & ~3) | owner);
-                    }
-                    int row = b_row + kt * 8 + owner * 2 + e;
-                    UNROLL
-                    for (int nt = 0; nt < NT; ++nt) {
-                        f32x2 b = *reinterpret_cast<const f32x2*>(element_address<float, D>(b_tile, row, nt * 8 + t));
-                        UNROLL
-                        for (int mt = 0; mt < MT; ++mt) {
-                            c[mt][nt][0] = fused_multiply_add(a[mt][0], b.x, c[mt][nt][0]);
-                            c[mt][nt][1] = fused_multiply_add(a[mt][0], b.y, c[mt][nt][1]);
-                            c[mt][nt][2] = fused_multiply_add(a[mt][1], b.x, c[mt][nt][2]);
-                            c[mt][nt][3] = fused_multiply_add(a[mt][1], b.y, c[mt][nt][3]);
-                        }
+                        c[mt][nt][0] = fused_multiply_add(a[mt][0], b.x, c[mt][nt][0]);
+                        c[mt][nt][1] = fused_multiply_add(a[mt][0], b.y, c[mt][nt][1]);
+                        c[mt][nt][2] = fused_multiply_add(a[mt][1], b.x, c[mt][nt][2]);
+                        c[mt][nt][3] = fused_multiply_add(a[mt][1], b.y, c[mt][nt][3]);
                     }
                 }
             }
@@ -222,6 +222,44 @@ DEVICE void add_visible(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], cons
                 }
                 float a = shuffle(mine, owner);
                 if (first_key + key < seen[mt][half].first || first_key + key >= seen[mt][half].end) continue;
+                UNROLL
+                for (int nt = 0; nt < NT; ++nt) {
+                    UNROLL
+                    for (int e = 0; e < 2; ++e) {
+                        float x = to_float(*element_address<T, D>(tile, key, nt * 8 + t + e));
+                        c[mt][nt][half * 2 + e] = fused_multiply_add(a, x, c[mt][nt][half * 2 + e]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// The same with P laid down in shared memory, for kernels whose registers are full: `scratch` holds 16·MT rows of 8·KT
+// elements for this warp alone.
+template <class T, int D, int MT, int KT, int NT, class Visible>
+DEVICE void add_visible_staged(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* tile, T* scratch,
+                               Visible visible) {
+    constexpr int keys = KT * 8;
+    int g = lane_row(), t = lane_column();
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int kt = 0; kt < KT; ++kt) {
+            store_pair(scratch + (mt * 16 + g) * keys + kt * 8 + t, p[mt][kt][0], p[mt][kt][1]);
+            store_pair(scratch + (mt * 16 + g + 8) * keys + kt * 8 + t, p[mt][kt][2], p[mt][kt][3]);
+        }
+    }
+    sync_warp();
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            int row = mt * 16 + half * 8 + g;
+            Interval seen = visible(row);
+            NO_UNROLL
+            for (int key = maximum(seen.first, 0); key < minimum(seen.end, keys); ++key) {
+                float a = to_float(scratch[row * keys + key]);
                 UNROLL
                 for (int nt = 0; nt < NT; ++nt) {
                     UNROLL

@@ -46,30 +46,22 @@ DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
     }
 }
 
-// Which keys the lane's rows see. Of the prefix, every row sees everything.
-template <int MT>
-DEVICE void visible_keys(Interval (&seen)[MT][2], const Sequence& s, i32 first_row, bool prefix, i32 prefix_len) {
+// Scores of keys that a row does not see become −∞. `visible(row)` gives the interval of columns that a row of this warp sees.
+template <int MT, int NT, class Visible>
+DEVICE void mask_scores(float (&s)[MT][NT][4], Visible visible) {
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
         for (int half = 0; half < 2; ++half) {
-            seen[mt][half] = prefix ? Interval{0, prefix_len} : s.visible(first_row + fragment_row(mt, half * 2));
-        }
-    }
-}
-
-// Scores of keys that a row does not see become −∞.
-template <int MT, int NT>
-DEVICE void mask_scores(float (&s)[MT][NT][4], const Interval (&seen)[MT][2], i32 first_key) {
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int nt = 0; nt < NT; ++nt) {
+            Interval seen = visible(fragment_row(mt, half * 2));
             UNROLL
-            for (int e = 0; e < 4; ++e) {
-                i32 key = first_key + fragment_column(nt, e);
-                bool visible = key >= seen[mt][e / 2].first && key < seen[mt][e / 2].end;
-                s[mt][nt][e] = visible ? s[mt][nt][e] : -infinity();
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    i32 column = fragment_column(nt, e);
+                    float& x = s[mt][nt][half * 2 + e];
+                    x = column >= seen.first && column < seen.end ? x : -infinity();
+                }
             }
         }
     }

@@ -14,13 +14,16 @@ constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));
 template <class T, int D>
 constexpr int kRowBytes = D * static_cast<int>(sizeof(T));
 
+// The bits that change are kept apart from those that do not, which become the constant offset of an instruction.
+DEVICE int swizzled(int row, int chunk) { return (chunk & ~7) + ((chunk ^ row) & 7); }
+
 template <class T, int D>
 DEVICE char* chunk_address(char* tile, int row, int chunk) {
-    return tile + row * kRowBytes<T, D> + ((chunk ^ (row & 7)) << 4);
+    return tile + row * kRowBytes<T, D> + (swizzled(row, chunk) << 4);
 }
 template <class T, int D>
 DEVICE const char* chunk_address(const char* tile, int row, int chunk) {
-    return tile + row * kRowBytes<T, D> + ((chunk ^ (row & 7)) << 4);
+    return tile + row * kRowBytes<T, D> + (swizzled(row, chunk) << 4);
 }
 template <class T, int D>
 DEVICE T* element_address(char* tile, int row, int column) {
