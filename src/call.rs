@@ -46,6 +46,23 @@ pub struct Forward<'p, 'a, 'o> {
     pub(crate) outputs: Outputs<'o>,
 }
 
+#[cfg(feature = "cuda")]
+impl Forward<'_, '_, '_> {
+    /// Every output with its name.
+    pub(crate) fn for_each_output(&self, mut f: impl FnMut(&'static str, Layout<'_>)) {
+        let Outputs { o, lse, u, attn } = &self.outputs;
+        f("o", o.layout());
+        for (name, t) in [("u", u), ("attn", attn)] {
+            if let Some(t) = t {
+                f(name, t.layout());
+            }
+        }
+        if let Some(lse) = lse {
+            f("lse", lse.layout());
+        }
+    }
+}
+
 /// What the backward keeps of the forward.
 #[derive(Clone, Copy, Debug)]
 pub enum SavedOutput<'a> {

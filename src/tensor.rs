@@ -142,7 +142,7 @@ fn is_injective(shape: &[usize], strides: &[usize]) -> bool {
     true
 }
 
-fn row_major<const R: usize>(shape: [usize; R]) -> Result<[usize; R]> {
+pub(crate) fn row_major<const R: usize>(shape: [usize; R]) -> Result<[usize; R]> {
     let mut strides = [1usize; R];
     for i in (0..R.saturating_sub(1)).rev() {
         strides[i] = strides[i + 1].checked_mul(shape[i + 1].max(1)).ok_or_else(|| Error::SizeOverflow {
@@ -154,7 +154,7 @@ fn row_major<const R: usize>(shape: [usize; R]) -> Result<[usize; R]> {
     Ok(strides)
 }
 
-fn check_buffer(dtype: DType, shape: &[usize], strides: &[usize], len: usize) -> Result<()> {
+pub(crate) fn check_buffer(dtype: DType, shape: &[usize], strides: &[usize], len: usize) -> Result<()> {
     let needed = checked_extent(dtype, shape, strides)?;
     if needed > len {
         return Err(Error::BufferTooSmall {
@@ -664,6 +664,12 @@ impl Layout<'_> {
     /// Bytes from the first element to past the last.
     fn bytes(&self) -> usize {
         extent(self.shape, self.strides).unwrap_or(usize::MAX / 8) * self.size
+    }
+
+    /// The addresses from the first element to past the last.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn range(&self) -> (usize, usize) {
+        (self.start, self.start + self.bytes())
     }
 
     /// Strides in bytes and sizes of the dimensions that move at all.

@@ -1,4 +1,25 @@
 //! The CUDA backend: handwritten kernels for every GPU since Ampere.
+//!
+//! - [`plan`] turns a call into launches; it needs no GPU, and the emulator's tests use it as well (feature `emulator`).
+//! - With feature `cuda`, `Engine` loads the kernels into a context of cudarc's and enqueues raw calls, `Scope` lends slices of
+//!   device memory to calls safely, and `DeviceLists` holds lengths on the device.
+//!
+//! Kernels are compiled when the crate is built and a CUDA compiler is found; without one, the crate builds all the same, and
+//! making an engine is [`Error::NoKernels`](crate::Error::NoKernels). A missing driver or device is an error value, too.
+//!
+//! # What the kernels do not take
+//!
+//! Everything that a [`Problem`](crate::Problem) can be is computed, but for:
+//!
+//! - head dimensions that are not multiples of [`HEAD_DIM_MULTIPLE`];
+//! - rows of Q, K, V and prefix that do not begin at multiples of 16 bytes, and rows of O and attn at multiples of two elements.
+//!
+//! # Environment variables of the build
+//!
+//! - `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `CUDA_ROOT`: where the compiler is, if not in `PATH` or `/usr/local/cuda`.
+//! - `INDUCER_ATTENTION_CUDA_ARCHS`: targets, such as `80,90`. Otherwise those of the machine's GPUs; if it has none, one per
+//!   generation. PTX is always there for GPUs that come later.
+//! - `INDUCER_ATTENTION_CUDA_FATBINS`: a folder of prebuilt fatbins with a `SHA256SUMS`, instead of compiling.
 
 mod convert;
 pub mod kernels;
@@ -6,5 +27,29 @@ mod lists;
 pub mod params;
 pub mod plan;
 
+#[cfg(feature = "cuda")]
+mod device_lists;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod engine;
+#[cfg(feature = "cuda")]
+mod images;
+#[cfg(feature = "cuda")]
+mod scope;
+
 pub use convert::HEAD_DIM_MULTIPLE;
 pub use lists::Lists;
+
+#[cfg(feature = "cuda")]
+pub use cudarc;
+#[cfg(feature = "cuda")]
+pub use device_lists::DeviceLists;
+#[cfg(feature = "cuda")]
+pub use driver::{context, device_count, driver_present};
+#[cfg(feature = "cuda")]
+pub use engine::{Engine, Resources};
+#[cfg(feature = "cuda")]
+pub use images::{compiler_report, fatbins};
+#[cfg(feature = "cuda")]
+pub use scope::Scope;
