@@ -1,0 +1,206 @@
+//! What the CUDA compiler says of the kernels: no spills, no local memory, registers and shared memory within the budget, tensor
+//! core instructions where they belong. Runs wherever nvcc was there when the crate was built.
+
+#![cfg(feature = "cuda")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use inducer_attention::DType;
+use inducer_attention::cuda::compiler_report;
+use inducer_attention::cuda::kernels::{KERNELS, Kernel, Pass};
+
+const BUDGET: &str = "kernels/budget.txt";
+
+/// Set it to write the budget anew, from what the kernels take now.
+const UPDATE: &str = "UPDATE_KERNEL_BUDGET";
+
+/// Registers of a multiprocessor.
+const REGISTER_FILE: u32 = 65536;
+
+/// What ptxas says of one kernel for one target.
+#[derive(Debug, Default)]
+struct Usage {
+    registers: u32,
+    stack: u32,
+    spill_stores: u32,
+    spill_loads: u32,
+    static_shared: u32,
+}
+
+type Report = BTreeMap<(&'static str, u32), Usage>;
+
+/// The kernels that the report is about; `None`, with a line that says so, where there is no report.
+fn report() -> Option<Report> {
+    let text = compiler_report();
+    if text.is_empty() {
+        eprintln!(
+            "left out: no nvcc was found when this crate was built, so there is no report on its kernels"
+        );
+        return None;
+    }
+    let mut report = Report::new();
+    let mut at = None;
+    for line in text.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            let mut quoted = rest.split('\'');
+            let name = quoted.next().expect("a name");
+            let target = quoted.nth(1).and_then(|t| t.strip_prefix("sm_")?.parse().ok()).expect("a target");
+            let kernel = KERNELS.iter().find(|k| k.name == name);
+            let kernel = kernel.unwrap_or_else(|| panic!("{name} is not in kernels/list.h"));
+            at = Some((kernel.name, target));
+        }
+        let Some(usage) = at.map(|key| report.entry(key).or_default()) else { continue };
+        // "Used 168 registers, ..., 40 bytes smem", "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+        for part in line.split(',').map(|p| p.trim().trim_start_matches("ptxas info    : ").trim()) {
+            let number = part.split_whitespace().find_map(|word| word.parse().ok()).unwrap_or(0);
+            match part {
+                p if p.ends_with("stack frame") => usage.stack = number,
+                p if p.ends_with("spill stores") => usage.spill_stores = number,
+                p if p.ends_with("spill loads") => usage.spill_loads = number,
+                p if p.ends_with("registers") => usage.registers = number,
+                p if p.ends_with("bytes smem") => usage.static_shared = number,
+                _ => {}
+            }
+        }
+    }
+    Some(report)
+}
+
+fn kernel(name: &str) -> &'static Kernel {
+    KERNELS.iter().find(|k| k.name == name).expect("the report holds kernels of the list")
+}
+
+#[test]
+fn nothing_spills() {
+    let bad: Vec<_> = report()
+        .into_iter()
+        .flatten()
+        .filter(|(_, u)| u.stack + u.spill_stores + u.spill_loads + u.static_shared > 0)
+        .collect();
+    assert!(bad.is_empty(), "kernels that use local or static shared memory: {bad:#?}");
+}
+
+#[test]
+fn as_many_blocks_fit_as_the_list_says() {
+    for ((name, target), usage) in report().into_iter().flatten() {
+        let k = kernel(name);
+        // Registers are dealt out to warps in units of 256, 8 a thread.
+        let block = usage.registers.next_multiple_of(8) * k.threads();
+        assert!(
+            block * k.blocks <= REGISTER_FILE,
+            "{name} on sm_{target}: {} blocks of {} threads with {} registers",
+            k.blocks,
+            k.threads(),
+            usage.registers
+        );
+    }
+}
+
+/// Rows of the budget: shared memory, and registers by target.
+type Budget = BTreeMap<String, (u32, BTreeMap<u32, u32>)>;
+
+fn read_budget() -> Budget {
+    let text = std::fs::read_to_string(BUDGET).unwrap_or_else(|e| panic!("{BUDGET}: {e}"));
+    let mut lines = text.lines().filter(|l| !l.starts_with('#') && !l.trim().is_empty());
+    let header: Vec<&str> = lines.next().expect("a header").split_whitespace().collect();
+    let targets: Vec<u32> = header[2..].iter().filter_map(|t| t.strip_prefix("sm_")?.parse().ok()).collect();
+    lines
+        .map(|line| {
+            let mut cells = line.split_whitespace();
+            let name = cells.next().expect("a name").to_owned();
+            let numbers: Vec<u32> = cells.map(|c| c.parse().expect("a number")).collect();
+            (name, (numbers[0], targets.iter().copied().zip(numbers[1..].iter().copied()).collect()))
+        })
+        .collect()
+}
+
+fn write_budget(report: &Report) {
+    let targets: std::collections::BTreeSet<u32> = report.keys().map(|k| k.1).collect();
+    let mut text = format!(
+        "# What a kernel may take: bytes of shared memory a block, registers a thread for each target. A test holds the\n\
+         # compiler's report against it; {UPDATE}=1 writes it anew.\n{:28}{:>8}",
+        "kernel", "shared"
+    );
+    for target in &targets {
+        write!(text, "{:>8}", format!("sm_{target}")).unwrap();
+    }
+    for k in KERNELS.iter().filter(|k| report.keys().any(|key| key.0 == k.name)) {
+        write!(text, "\n{:28}{:>8}", k.name, k.shared_bytes()).unwrap();
+        for &target in &targets {
+            write!(text, "{:>8}", report[&(k.name, target)].registers).unwrap();
+        }
+    }
+    std::fs::write(BUDGET, text + "\n").unwrap();
+}
+
+#[test]
+fn registers_and_shared_memory_stay_within_the_budget() {
+    let Some(report) = report() else { return };
+    if std::env::var_os(UPDATE).is_some() {
+        write_budget(&report);
+    }
+    let budget = read_budget();
+    let mut over = String::new();
+    for (&(name, target), usage) in &report {
+        let Some((shared, registers)) = budget.get(name) else {
+            writeln!(over, "{name} has no line").unwrap();
+            continue;
+        };
+        let needs = kernel(name).shared_bytes();
+        if needs > *shared {
+            writeln!(over, "{name}: {needs} bytes of shared memory, budget {shared}").unwrap();
+        }
+        match registers.get(&target) {
+            None => eprintln!("left out: {BUDGET} has no column for sm_{target}"),
+            Some(&most) if usage.registers > most => {
+                writeln!(over, "{name} on sm_{target}: {} registers, budget {most}", usage.registers)
+                    .unwrap();
+            }
+            Some(_) => {}
+        }
+    }
+    assert!(over.is_empty(), "over {BUDGET}:\n{over}");
+}
+
+#[test]
+fn sixteen_bit_kernels_use_tensor_cores() {
+    let Some(report) = report() else { return };
+    // Rounding and sums need none.
+    for (name, target) in report.into_keys().filter(|k| kernel(k.0).pass != Pass::BackwardFinish) {
+        let file = std::fs::read_dir(env!("OUT_DIR"))
+            .unwrap()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.to_string_lossy().ends_with(&format!(".sm_{target}.cubin")))
+            .find_map(|path| instructions(&path, name));
+        let code = file.unwrap_or_else(|| panic!("no cubin for sm_{target} holds {name}"));
+        let products = code.iter().filter(|&&opcode| opcode == HMMA).count();
+        let expected = kernel(name).dtype != DType::F32;
+        assert_eq!(products > 0, expected, "{name} on sm_{target}: {products} HMMA instructions");
+    }
+}
+
+/// Opcode of HMMA, the product of 16-bit matrices, since Volta.
+const HMMA: u16 = 0x23c;
+
+/// Opcodes of a kernel's code, the low 12 bits of each 16-byte instruction; `None` if the cubin, an ELF file, does not hold it.
+fn instructions(cubin: &Path, name: &str) -> Option<Vec<u16>> {
+    let elf = std::fs::read(cubin).unwrap();
+    let word = |at: usize, bytes: usize| -> usize {
+        elf[at..at + bytes].iter().rev().fold(0, |n, &b| n << 8 | usize::from(b))
+    };
+    let (headers, size, count, names) = (word(40, 8), word(58, 2), word(60, 2), word(62, 2));
+    let section = |i: usize| {
+        let at = headers + i * size;
+        (word(at, 4), word(at + 24, 8), word(at + 32, 8))
+    };
+    let (_, names, _) = section(names);
+    let wanted = format!(".text.{name}");
+    (0..count).map(section).find_map(|(name_at, start, length)| {
+        let text = &elf[names + name_at..];
+        let end = text.iter().position(|&b| b == 0)?;
+        (&text[..end] == wanted.as_bytes())
+            .then(|| (start..start + length).step_by(16).map(|at| (word(at, 2) & 0xfff) as u16).collect())
+    })
+}
