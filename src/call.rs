@@ -49,7 +49,7 @@ pub struct Forward<'p, 'a, 'o> {
 #[cfg(feature = "cuda")]
 impl Forward<'_, '_, '_> {
     /// Every output with its name.
-    pub(crate) fn for_each_output(&self, mut f: impl FnMut(&'static str, Layout<'_>)) {
+    pub(crate) fn for_each_output(&self, f: &mut dyn FnMut(&'static str, Layout<'_>)) {
         let Outputs { o, lse, u, attn } = &self.outputs;
         f("o", o.layout());
         for (name, t) in [("u", u), ("attn", attn)] {
@@ -134,6 +134,53 @@ pub struct Backward<'p, 'a, 'o> {
     pub(crate) saved: Saved<'a>,
     pub(crate) upstream: Upstream<'a>,
     pub(crate) gradients: Gradients<'o>,
+}
+
+#[cfg(feature = "cuda")]
+impl Backward<'_, '_, '_> {
+    /// Everything that is read or written besides the problem's inputs, with its name.
+    pub(crate) fn for_each_view(&self, f: &mut dyn FnMut(&'static str, Layout<'_>)) {
+        let Upstream { d_o, d_lse, d_u } = &self.upstream;
+        let (SavedOutput::Output(saved) | SavedOutput::Attention(saved)) = &self.saved.output;
+        f("saved.output", saved.layout());
+        f("saved.lse", self.saved.lse.layout());
+        f("d_o", d_o.layout());
+        if let Some(t) = d_lse {
+            f("d_lse", t.layout());
+        }
+        if let Some(t) = d_u {
+            f("d_u", t.layout());
+        }
+        let Gradients { d_q, d_k, d_v, prefix, key, value } = &self.gradients;
+        for (name, t) in [("d_q", d_q), ("d_k", d_k), ("d_v", d_v)] {
+            f(name, t.layout());
+        }
+        if let Some(prefix) = prefix {
+            f("d_prefix.k", prefix.k.layout());
+            f("d_prefix.v", prefix.v.layout());
+        }
+        let mut adapter = |names: [&'static str; 4], g: &AdapterGradients<'_>| {
+            f(names[0], g.down_weight.layout());
+            f(names[1], g.down_bias.layout());
+            f(names[2], g.up_weight.layout());
+            f(names[3], g.up_bias.layout());
+        };
+        if let KeyGradients::Residual(g) = key {
+            adapter(D_KEY, g);
+        }
+        if let ValueGradients::Adapter(g) = value {
+            adapter(D_VALUE, g);
+        }
+        match key {
+            KeyGradients::LogitPerHead(t) => f("d_key.logit", t.layout()),
+            KeyGradients::LogitPerToken(t) => f("d_key.logit", t.layout()),
+            KeyGradients::None | KeyGradients::Residual(_) => {}
+        }
+        if let ValueGradients::Extended(g) = value {
+            f(D_VALUE[0], g.down_weight.layout());
+            f(D_VALUE[1], g.down_bias.layout());
+        }
+    }
 }
 
 impl<'a> Problem<'a> {
@@ -264,8 +311,9 @@ impl<'a> Problem<'a> {
 }
 
 const NO_U: Error = Error::Unexpected { argument: "u", reason: "only the extended value returns U" };
-const D_KEY: [&str; 4] = ["d_key.down_weight", "d_key.down_bias", "d_key.up_weight", "d_key.up_bias"];
-const D_VALUE: [&str; 4] =
+pub(crate) const D_KEY: [&str; 4] =
+    ["d_key.down_weight", "d_key.down_bias", "d_key.up_weight", "d_key.up_bias"];
+pub(crate) const D_VALUE: [&str; 4] =
     ["d_value.down_weight", "d_value.down_bias", "d_value.up_weight", "d_value.up_bias"];
 
 /// Collects the memory of a call and shows that no output shares any with another view.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, SyncOnDrop};
 
 use super::driver::checked;
-use super::lists::Lists;
+use super::lists::{RawList, RawLists};
 use crate::attention::{Lengths, Problem};
 use crate::error::{Error, Result};
 
@@ -13,27 +13,18 @@ use crate::error::{Error, Result};
 ///
 /// A problem whose lists are made on the device is described with [`Lengths::Full`] and without positions and slopes; packed
 /// sequences have a batch of 1. The processor never reads these lists, so nothing can check them: kernels clamp what they say to
-/// what the tensors hold.
+/// what the tensors hold. [`RawLists`] has the fields' meanings.
 #[derive(Debug, Default)]
+#[allow(missing_docs, reason = "RawLists has the fields' meanings")]
 pub struct DeviceLists {
-    /// `[B]`; see [`Lengths::Padded`], likewise for the next two.
     pub query_lengths: Option<CudaSlice<i32>>,
-    /// `[B]`.
     pub key_lengths: Option<CudaSlice<i32>>,
-    /// `[B]`.
     pub key_starts: Option<CudaSlice<i32>>,
-    /// `[sequences + 1]`; see [`Lengths::Packed`]. Both or none.
     pub cu_seqlens_q: Option<CudaSlice<i32>>,
-    /// `[sequences + 1]`.
     pub cu_seqlens_k: Option<CudaSlice<i32>>,
-    /// `[B·N]`; see [`Inducer::positions`](crate::Inducer::positions).
     pub positions: Option<CudaSlice<i32>>,
-    /// `[Hq]` or `[sequences, Hq]`; see [`Attention::alibi_slopes`](crate::Attention::alibi_slopes).
     pub alibi_slopes: Option<CudaSlice<f32>>,
-    /// No packed sequence has more rows; N if none. Saves blocks that find nothing to do. Rows of longer sequences are not
-    /// computed.
     pub max_rows: Option<usize>,
-    /// No packed sequence has more keys; M if none. As `max_rows`, for the keys' gradients.
     pub max_keys: Option<usize>,
 }
 
@@ -49,9 +40,16 @@ impl DeviceLists {
             list.map(|l| checked("cuMemcpyHtoDAsync", stream.clone_htod(l))).transpose()
         };
         let attention = problem.attention();
-        let host = Lists::of(problem);
-        let mut lists =
-            Self { max_rows: Some(host.max_rows), max_keys: Some(host.max_keys), ..Self::default() };
+        let own = RawLists::of(problem);
+        let slopes = attention.alibi_slopes.filter(|s| !s.is_empty());
+        let slopes = slopes.map(|s| checked("cuMemcpyHtoDAsync", stream.clone_htod(s)));
+        let mut lists = Self {
+            positions: copy(attention.inducer.and_then(|i| i.positions))?,
+            alibi_slopes: slopes.transpose()?,
+            max_rows: own.max_rows,
+            max_keys: own.max_keys,
+            ..Self::default()
+        };
         match attention.lengths {
             Lengths::Full => {}
             Lengths::Padded { query_lengths, key_lengths, key_starts } => {
@@ -64,90 +62,54 @@ impl DeviceLists {
                 lists.cu_seqlens_k = copy(Some(cu_seqlens_k))?;
             }
         }
-        lists.positions = copy(attention.inducer.and_then(|i| i.positions))?;
-        let slopes = attention.alibi_slopes.filter(|s| !s.is_empty());
-        lists.alibi_slopes =
-            slopes.map(|s| checked("cuMemcpyHtoDAsync", stream.clone_htod(s))).transpose()?;
         Ok(lists)
     }
 
-    /// Checks that the lists fit the problem, and lends them to a stream.
+    /// The lists' addresses, for raw launches on `stream`, which is made to wait for what other streams still write to them. They
+    /// must live until the launches are done.
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`] if a list belongs to another context than the stream.
+    pub fn raw(&self, stream: &CudaStream) -> Result<RawLists> {
+        self.lend(stream, &mut Vec::new())
+    }
+
+    /// As [`raw`](Self::raw); while the guards live, other streams' writes are not told to wait.
     pub(super) fn lend<'s>(
         &'s self,
-        problem: &Problem<'_>,
-        context: &CudaContext,
         stream: &'s CudaStream,
         guards: &mut Vec<SyncOnDrop<'s>>,
-    ) -> Result<Lists> {
-        let (batch, rows, heads) = (problem.batch(), problem.rows(), problem.query_heads());
-        let sequences = match &self.cu_seqlens_q {
-            None => batch,
-            Some(list) => {
-                if batch != 1 {
-                    return Err(Error::Shape {
-                        argument: "q",
-                        got: problem.attention().q.shape().to_vec(),
-                        expected: "[1, Hq, total_q, d] for packed sequences".into(),
-                    });
-                }
-                list.len().saturating_sub(1)
-            }
+    ) -> Result<RawLists> {
+        let mut integers =
+            |argument, list: &'s Option<CudaSlice<i32>>| place(argument, list.as_ref(), stream, guards);
+        let lists = RawLists {
+            query_lengths: integers("query_lengths", &self.query_lengths)?,
+            key_lengths: integers("key_lengths", &self.key_lengths)?,
+            key_starts: integers("key_starts", &self.key_starts)?,
+            cu_seqlens_q: integers("cu_seqlens_q", &self.cu_seqlens_q)?,
+            cu_seqlens_k: integers("cu_seqlens_k", &self.cu_seqlens_k)?,
+            positions: integers("positions", &self.positions)?,
+            alibi_slopes: None,
+            max_rows: self.max_rows,
+            max_keys: self.max_keys,
         };
-        // The problem's own lists are missing where another problem's were uploaded.
-        let own = Lists::of(problem);
-        let mut list = |argument, slice: &'s Option<CudaSlice<i32>>, own: u64, count: usize| {
-            place(argument, slice.as_ref(), own != 0 && count > 0, &[count], context, stream, guards)
-        };
-        let mut lists = Lists {
-            query_lengths: list("query_lengths", &self.query_lengths, own.query_lengths, batch)?,
-            key_lengths: list("key_lengths", &self.key_lengths, own.key_lengths, batch)?,
-            key_starts: list("key_starts", &self.key_starts, own.key_starts, batch)?,
-            cu_seqlens_q: list("cu_seqlens_q", &self.cu_seqlens_q, own.cu_seqlens_q, sequences + 1)?,
-            cu_seqlens_k: list(
-                "cu_seqlens_k",
-                &self.cu_seqlens_k,
-                own.cu_seqlens_k.max(u64::from(self.cu_seqlens_q.is_some())),
-                sequences + 1,
-            )?,
-            positions: list("positions", &self.positions, own.positions, batch * rows)?,
-            sequences,
-            max_rows: self.max_rows.unwrap_or(rows).min(rows),
-            max_keys: self.max_keys.unwrap_or(problem.keys()).min(problem.keys()),
-            ..Lists::default()
-        };
-        if self.cu_seqlens_k.is_some() && self.cu_seqlens_q.is_none() {
-            return Err(Error::Missing { argument: "cu_seqlens_q", reason: "cu_seqlens_k is given" });
-        }
-        let counts = [heads, sequences * heads];
-        let slopes = self.alibi_slopes.as_ref();
-        let needed = own.alibi_slopes != 0;
-        lists.alibi_slopes = place("alibi_slopes", slopes, needed, &counts, context, stream, guards)?;
-        lists.alibi_per_sequence = slopes.is_some_and(|s| s.len() != heads);
-        Ok(lists)
+        let alibi_slopes = place("alibi_slopes", self.alibi_slopes.as_ref(), stream, guards)?;
+        Ok(RawLists { alibi_slopes, ..lists })
     }
 }
 
-/// The address of a list, 0 if there is none.
 fn place<'s, T>(
     argument: &'static str,
     list: Option<&'s CudaSlice<T>>,
-    needed: bool,
-    counts: &[usize],
-    context: &CudaContext,
     stream: &'s CudaStream,
     guards: &mut Vec<SyncOnDrop<'s>>,
-) -> Result<u64> {
-    let Some(list) = list else {
-        let reason = "the problem has such a list, DeviceLists does not";
-        return if needed { Err(Error::Missing { argument, reason }) } else { Ok(0) };
-    };
+) -> Result<Option<RawList>> {
+    let Some(list) = list else { return Ok(None) };
+    let context: &CudaContext = stream.context();
     if **list.context() != *context {
-        return Err(Error::Unexpected { argument, reason: "it belongs to another context than the engine" });
-    }
-    if !counts.contains(&list.len()) {
-        return Err(Error::Count { argument, got: list.len(), expected: format!("{counts:?}") });
+        return Err(Error::Unexpected { argument, reason: "it belongs to another context than the stream" });
     }
     let (address, guard) = list.device_ptr(stream);
     guards.push(guard);
-    Ok(address)
+    Ok(Some(RawList { address, len: list.len() }))
 }

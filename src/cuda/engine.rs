@@ -14,7 +14,7 @@ use super::kernels::{KERNELS, Kernel};
 use super::lists::Lists;
 use super::plan::{self, Plan};
 use crate::attention::{Problem, expect_memory};
-use crate::call::Forward;
+use crate::call::{Backward, Forward};
 use crate::error::{Error, Result};
 use crate::tensor::Memory;
 
@@ -155,9 +155,9 @@ impl Engine {
         })
     }
 
-    /// Bytes of workspace that a forward of this problem needs.
-    pub fn forward_workspace(&self, _problem: &Problem<'_>) -> usize {
-        0
+    /// Bytes of workspace that a backward of this problem needs; a forward needs none.
+    pub fn backward_workspace(&self, problem: &Problem<'_>, lists: &Lists) -> usize {
+        plan::backward_workspace(problem, lists)
     }
 
     /// Enqueues a forward whose tensors were made from device addresses
@@ -180,6 +180,29 @@ impl Engine {
         expect_memory("q", call.problem.memory(), self.memory())?;
         let plan = plan::forward(&call, lists)?;
         // SAFETY: the plan's addresses are those of the call; the rest is the caller's promise.
+        unsafe { self.launch(&plan, stream) }
+    }
+
+    /// Enqueues a backward, as [`forward`](Self::forward), with `bytes` bytes of scratch memory at the address `workspace`, a
+    /// multiple of 256.
+    ///
+    /// # Errors
+    /// As [`plan::backward`]; otherwise as [`forward`](Self::forward).
+    ///
+    /// # Safety
+    /// As for [`forward`](Self::forward); until the stream has run the call, nothing else uses the workspace.
+    #[allow(clippy::needless_pass_by_value, reason = "a call is made once: its outputs are lent for it")]
+    pub unsafe fn backward(
+        &self,
+        call: Backward<'_, '_, '_>,
+        lists: &Lists,
+        workspace: u64,
+        bytes: usize,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        expect_memory("q", call.problem.memory(), self.memory())?;
+        let plan = plan::backward(&call, lists, workspace, bytes)?;
+        // SAFETY: the plan's addresses are those of the call and of the workspace; the rest is the caller's promise.
         unsafe { self.launch(&plan, stream) }
     }
 

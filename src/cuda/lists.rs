@@ -1,6 +1,43 @@
 //! Lists of a problem (lengths, boundaries of packed sequences, positions, slopes) as kernels read them: by address.
 
 use crate::attention::{Lengths, Problem};
+use crate::error::{Error, Result};
+
+/// A list in the memory of the device that runs the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawList {
+    /// Address of its first entry.
+    pub address: u64,
+    /// How many there are.
+    pub len: usize,
+}
+
+/// Lists by address; entries are i32, slopes f32.
+///
+/// A problem whose lists are known to the device alone is described with [`Lengths::Full`] and without positions and slopes;
+/// packed sequences have a batch of 1.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RawLists {
+    /// `[B]`; see [`Lengths::Padded`], likewise for the next two.
+    pub query_lengths: Option<RawList>,
+    /// `[B]`.
+    pub key_lengths: Option<RawList>,
+    /// `[B]`.
+    pub key_starts: Option<RawList>,
+    /// `[sequences + 1]`; see [`Lengths::Packed`]. Both or none.
+    pub cu_seqlens_q: Option<RawList>,
+    /// `[sequences + 1]`.
+    pub cu_seqlens_k: Option<RawList>,
+    /// `[B·N]`; see [`Inducer::positions`](crate::Inducer::positions).
+    pub positions: Option<RawList>,
+    /// `[Hq]` or `[sequences, Hq]`; see [`Attention::alibi_slopes`](crate::Attention::alibi_slopes).
+    pub alibi_slopes: Option<RawList>,
+    /// No packed sequence has more rows; N if none. Saves blocks that find nothing to do. Rows of longer sequences are not
+    /// computed.
+    pub max_rows: Option<usize>,
+    /// No packed sequence has more keys; M if none. As `max_rows`, for the keys' gradients.
+    pub max_keys: Option<usize>,
+}
 
 /// Where a problem's lists are, and what the launch must know of their contents.
 ///
@@ -27,37 +64,65 @@ pub struct Lists {
 
 impl Lists {
     /// The problem's own lists, where they are: in host memory, for the emulator.
+    ///
+    /// # Panics
+    /// Never: a problem's own lists fit it.
     pub fn of(problem: &Problem<'_>) -> Self {
-        Self::placed(problem, |list| list.as_ptr() as u64)
+        Self::new(problem, &RawLists::of(problem)).expect("a problem's own lists fit it")
     }
 
-    /// The problem's own lists, at the addresses that `place` gives to them.
-    pub(super) fn placed(problem: &Problem<'_>, mut place: impl FnMut(&[u8]) -> u64) -> Self {
-        let attention = problem.attention();
-        let (rows, keys) = (problem.rows(), problem.keys());
-        let mut lists =
-            Self { sequences: problem.sequences(), max_rows: rows, max_keys: keys, ..Self::default() };
-        let mut integers = |list: &[i32]| place(bytemuck::cast_slice(list));
-        match attention.lengths {
-            Lengths::Full => {}
-            Lengths::Padded { query_lengths, key_lengths, key_starts } => {
-                lists.query_lengths = query_lengths.map_or(0, &mut integers);
-                lists.key_lengths = key_lengths.map_or(0, &mut integers);
-                lists.key_starts = key_starts.map_or(0, &mut integers);
-            }
-            Lengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
-                lists.cu_seqlens_q = integers(cu_seqlens_q);
-                lists.cu_seqlens_k = integers(cu_seqlens_k);
-                lists.max_rows = longest(cu_seqlens_q);
-                lists.max_keys = longest(cu_seqlens_k);
-            }
+    /// Checks that lists fit a problem: there are as many entries as it has batch entries, rows and heads, and every list of its
+    /// own is there.
+    ///
+    /// # Errors
+    /// [`Error::Count`], [`Error::Missing`], [`Error::NullPointer`], and [`Error::Shape`] for packed sequences in a batch.
+    pub fn new(problem: &Problem<'_>, raw: &RawLists) -> Result<Self> {
+        let (batch, rows, heads) = (problem.batch(), problem.rows(), problem.query_heads());
+        let own = RawLists::of(problem);
+        // Nothing reads an empty list.
+        let needed = |list: Option<RawList>| list.is_some_and(|list| list.len > 0);
+        if raw.cu_seqlens_q.is_some() && batch != 1 {
+            return Err(Error::Shape {
+                argument: "q",
+                got: problem.attention().q.shape().to_vec(),
+                expected: "[1, Hq, total_q, d] for packed sequences".into(),
+            });
         }
-        lists.positions = attention.inducer.and_then(|i| i.positions).map_or(0, &mut integers);
-        if let Some(slopes) = attention.alibi_slopes {
-            lists.alibi_slopes = place(bytemuck::cast_slice(slopes));
-            lists.alibi_per_sequence = slopes.len() != problem.query_heads();
-        }
-        lists
+        let sequences = raw.cu_seqlens_q.map_or(batch, |list| list.len.saturating_sub(1));
+        let place = |argument, list: Option<RawList>, needed: bool, counts: &[usize]| match list {
+            None if needed => Err(Error::Missing { argument, reason: "the problem has such a list" }),
+            None => Ok(0),
+            Some(list) if !counts.contains(&list.len) => {
+                let expected = counts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+                Err(Error::Count { argument, got: list.len, expected })
+            }
+            Some(list) if list.address == 0 && list.len > 0 => {
+                Err(Error::NullPointer { argument, elements: list.len })
+            }
+            Some(list) => Ok(list.address),
+        };
+        let packed = raw.cu_seqlens_q.is_some() || raw.cu_seqlens_k.is_some();
+        let slopes =
+            place("alibi_slopes", raw.alibi_slopes, own.alibi_slopes.is_some(), &[heads, sequences * heads])?;
+        let list = |argument, raw, own: Option<RawList>, count| place(argument, raw, needed(own), &[count]);
+        Ok(Self {
+            query_lengths: list("query_lengths", raw.query_lengths, own.query_lengths, batch)?,
+            key_lengths: list("key_lengths", raw.key_lengths, own.key_lengths, batch)?,
+            key_starts: list("key_starts", raw.key_starts, own.key_starts, batch)?,
+            cu_seqlens_q: place(
+                "cu_seqlens_q",
+                raw.cu_seqlens_q,
+                packed || own.cu_seqlens_q.is_some(),
+                &[sequences + 1],
+            )?,
+            cu_seqlens_k: place("cu_seqlens_k", raw.cu_seqlens_k, packed, &[sequences + 1])?,
+            positions: list("positions", raw.positions, own.positions, batch * rows)?,
+            alibi_slopes: slopes,
+            alibi_per_sequence: raw.alibi_slopes.is_some_and(|list| list.len != heads),
+            sequences,
+            max_rows: raw.max_rows.map_or(rows, |n| n.min(rows)),
+            max_keys: raw.max_keys.map_or(problem.keys(), |n| n.min(problem.keys())),
+        })
     }
 
     /// Whether sequences are packed.
@@ -68,6 +133,34 @@ impl Lists {
     /// Sequences, and for packed ones what is behind the last as one more: its rows' results are 0.
     pub(super) fn parts(&self) -> usize {
         self.sequences + usize::from(self.packed())
+    }
+}
+
+impl RawLists {
+    /// The problem's own lists, in host memory.
+    pub fn of(problem: &Problem<'_>) -> Self {
+        fn raw<T>(list: &[T]) -> RawList {
+            RawList { address: list.as_ptr() as u64, len: list.len() }
+        }
+        let attention = problem.attention();
+        let mut lists = Self::default();
+        match attention.lengths {
+            Lengths::Full => {}
+            Lengths::Padded { query_lengths, key_lengths, key_starts } => {
+                lists.query_lengths = query_lengths.map(raw);
+                lists.key_lengths = key_lengths.map(raw);
+                lists.key_starts = key_starts.map(raw);
+            }
+            Lengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
+                lists.cu_seqlens_q = Some(raw(cu_seqlens_q));
+                lists.cu_seqlens_k = Some(raw(cu_seqlens_k));
+                lists.max_rows = Some(longest(cu_seqlens_q));
+                lists.max_keys = Some(longest(cu_seqlens_k));
+            }
+        }
+        lists.positions = attention.inducer.and_then(|i| i.positions).map(raw);
+        lists.alibi_slopes = attention.alibi_slopes.map(raw);
+        lists
     }
 }
 

@@ -37,9 +37,11 @@ mod engine;
 mod images;
 #[cfg(feature = "cuda")]
 mod scope;
+#[cfg(feature = "cuda")]
+mod workspace;
 
 pub use convert::HEAD_DIM_MULTIPLE;
-pub use lists::Lists;
+pub use lists::{Lists, RawList, RawLists};
 
 #[cfg(feature = "cuda")]
 pub use cudarc;
@@ -53,3 +55,5 @@ pub use engine::{Engine, Resources};
 pub use images::{compiler_report, fatbins};
 #[cfg(feature = "cuda")]
 pub use scope::Scope;
+#[cfg(feature = "cuda")]
+pub use workspace::Workspace;

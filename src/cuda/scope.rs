@@ -8,7 +8,10 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDro
 
 use super::device_lists::DeviceLists;
 use super::engine::{Engine, OTHER_CONTEXT};
-use crate::call::Forward;
+use super::lists::Lists;
+use super::workspace::Workspace;
+use crate::attention::Problem;
+use crate::call::{Backward, Forward};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, TensorMut, TensorRef};
 
@@ -135,24 +138,71 @@ impl<'s> Scope<'s> {
     /// As [`plan::forward`](super::plan::forward); [`Error::Unexpected`] for tensors of another scope; [`Error::Missing`],
     /// [`Error::Count`], [`Error::Shape`] for lists that do not fit; [`Error::Driver`].
     pub fn forward(&self, call: Forward<'_, '_, '_>, lists: &'s DeviceLists) -> Result<()> {
-        let mut foreign = None;
-        let mut own = |argument, layout: &Layout<'_>| {
-            if !self.has_lent(layout) {
-                foreign = foreign.or(Some(argument));
-            }
-        };
-        call.problem.for_each_input(|argument, layout| own(argument, &layout));
-        call.for_each_output(|argument, layout| own(argument, &layout));
-        if let Some(argument) = foreign {
-            return Err(Error::Unexpected { argument, reason: "this scope has not lent it" });
-        }
+        self.check_lent(|f| {
+            call.problem.for_each_input(&mut *f);
+            call.for_each_output(f);
+        })?;
         let mut guards = Vec::new();
-        let lists = lists.lend(call.problem, self.engine.context(), self.stream, &mut guards)?;
+        let lists = Lists::new(call.problem, &lists.lend(self.stream, &mut guards)?)?;
         // SAFETY: every tensor lies in a slice that is borrowed until this scope ends, when the slices learn what to wait for;
         // the lists were checked, and are lent likewise.
         let result = unsafe { self.engine.forward(call, &lists, self.stream) };
         self.lent.borrow_mut().guards.append(&mut guards);
         result
+    }
+
+    /// Bytes of [`Workspace`] that a backward of this problem needs.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), for the lists.
+    pub fn backward_workspace(&self, problem: &Problem<'_>, lists: &DeviceLists) -> Result<usize> {
+        let lists = Lists::new(problem, &lists.raw(self.stream)?)?;
+        Ok(self.engine.backward_workspace(problem, &lists))
+    }
+
+    /// Enqueues a backward of tensors that this scope has lent.
+    ///
+    /// # Errors
+    /// As [`plan::backward`](super::plan::backward); otherwise as [`forward`](Self::forward).
+    pub fn backward(
+        &self,
+        call: Backward<'_, '_, '_>,
+        lists: &'s DeviceLists,
+        workspace: &'s mut Workspace,
+    ) -> Result<()> {
+        self.check_lent(|f| {
+            call.problem.for_each_input(&mut *f);
+            call.for_each_view(f);
+        })?;
+        if workspace.memory.context() != self.engine.context() {
+            return Err(Error::Unexpected {
+                argument: "workspace",
+                reason: "it belongs to another context than the engine",
+            });
+        }
+        let mut guards = Vec::new();
+        let lists = Lists::new(call.problem, &lists.lend(self.stream, &mut guards)?)?;
+        let bytes = workspace.bytes();
+        let (address, guard) = workspace.memory.device_ptr_mut(self.stream);
+        guards.push(guard);
+        // SAFETY: as for the forward; the workspace is borrowed exclusively until this scope ends.
+        let result = unsafe { self.engine.backward(call, &lists, address, bytes, self.stream) };
+        self.lent.borrow_mut().guards.append(&mut guards);
+        result
+    }
+
+    /// Checks that all tensors that `visit` names are this scope's.
+    fn check_lent(&self, visit: impl FnOnce(&mut dyn FnMut(&'static str, Layout<'_>))) -> Result<()> {
+        let mut foreign = None;
+        visit(&mut |argument, layout| {
+            if !self.has_lent(&layout) {
+                foreign = foreign.or(Some(argument));
+            }
+        });
+        match foreign {
+            None => Ok(()),
+            Some(argument) => Err(Error::Unexpected { argument, reason: "this scope has not lent it" }),
+        }
     }
 
     fn device(&self) -> u16 {

@@ -13,6 +13,11 @@ pub trait Backend: Send + Sync {
         true
     }
 
+    /// Whether it implements the backward.
+    fn has_backward(&self) -> bool {
+        true
+    }
+
     /// Runs the forward.
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error>;
 
@@ -69,5 +74,7 @@ impl Backend for Cpu {
 pub fn backends() -> Vec<Box<dyn Backend>> {
     let mut all: Vec<Box<dyn Backend>> = Vec::new();
     all.extend(Cpu::all().map(|cpu| -> Box<dyn Backend> { Box::new(cpu) }));
+    #[cfg(feature = "cuda")]
+    all.extend(super::gpu::Gpu::find().map(|gpu| -> Box<dyn Backend> { Box::new(gpu) }));
     all
 }

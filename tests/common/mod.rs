@@ -13,6 +13,10 @@ pub mod backend;
 pub mod case;
 pub mod compare;
 pub mod draw;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod naive;
 pub mod run;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub mod staging;
 pub mod storage;

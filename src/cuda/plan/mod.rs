@@ -2,14 +2,19 @@
 //!
 //! Plans know neither the driver nor the emulator: addresses are whatever the call's views say.
 
+mod backward;
+mod forward;
+
 use bytemuck::{Pod, bytes_of};
 
-use super::convert::{self, Access};
+pub use backward::{backward, backward_workspace};
+pub use forward::forward;
+
+use super::convert;
 use super::kernels::{Kernel, Pass};
 use super::lists::Lists;
 use super::params::{BackwardParams, ForwardParams};
 use crate::attention::Problem;
-use crate::call::Forward;
 use crate::error::{Error, Result};
 
 /// Blocks that a launch can have along its first dimension.
@@ -60,38 +65,6 @@ pub type BackwardPlan = Plan<BackwardParams>;
 /// [`Error::DeviceHeadDim`], [`Error::NullPointer`], [`Error::Misaligned`].
 pub fn check(problem: &Problem<'_>) -> Result<()> {
     convert::problem(problem, &Lists::of(problem)).map(|_| ())
-}
-
-/// Plans a forward.
-///
-/// # Errors
-/// As [`check`], for the outputs as well; [`Error::TooManyBlocks`].
-pub fn forward(call: &Forward<'_, '_, '_>, lists: &Lists) -> Result<ForwardPlan> {
-    let problem = call.problem;
-    let outputs = &call.outputs;
-    let mut params = ForwardParams {
-        problem: convert::problem(problem, lists)?,
-        o: convert::tensor("o", &outputs.o.as_ref(), Access::Pairs)?,
-        ..ForwardParams::default()
-    };
-    if let Some(lse) = &outputs.lse {
-        params.lse = convert::strided("lse", &lse.as_ref())?;
-    }
-    if let Some(u) = &outputs.u {
-        params.u = convert::tensor("u", &u.as_ref(), Access::Elements)?;
-    }
-    if let Some(attn) = &outputs.attn {
-        params.attn = convert::tensor("attn", &attn.as_ref(), Access::Pairs)?;
-    }
-    let kernel = find(Pass::Forward, problem);
-    let row_tiles = lists.max_rows.div_ceil(kernel.rows as usize).max(1);
-    params.row_tiles = row_tiles as i32;
-    let launch = if outputs.o.is_empty() {
-        None
-    } else {
-        launch(kernel, [row_tiles, problem.query_heads(), lists.parts()])?
-    };
-    Ok(Plan { params, launches: [launch, None, None] })
 }
 
 /// The kernel for a problem that [`convert::problem`] has taken.

@@ -1,0 +1,96 @@
+//! A CUDA device, where there is one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use inducer_attention::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use inducer_attention::cuda::{DeviceLists, Engine, HEAD_DIM_MULTIPLE, Lists, context};
+use inducer_attention::{Error, Gradients, Memory, Outputs, Problem, Saved, Upstream};
+
+use super::backend::Backend;
+use super::staging::{self, Device};
+
+/// The kernels on the first CUDA device.
+#[derive(Clone)]
+pub struct Gpu {
+    engine: Arc<Engine>,
+    stream: Arc<CudaStream>,
+}
+
+impl Gpu {
+    /// `None`, and one line that says why, where no kernels can run.
+    pub fn find() -> Option<Self> {
+        static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+        GPU.get_or_init(|| {
+            let open = || {
+                let context = context(0)?;
+                let engine = Arc::new(Engine::new(&context)?);
+                Ok(Self { engine, stream: context.default_stream() })
+            };
+            open().map_err(|e: Error| eprintln!("left out: the kernels on a GPU ({e})")).ok()
+        })
+        .clone()
+    }
+}
+
+/// Pieces of the device's memory by address.
+struct Pieces {
+    stream: Arc<CudaStream>,
+    memory: Memory,
+    by_address: BTreeMap<u64, CudaSlice<u64>>,
+}
+
+impl Device for Pieces {
+    fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    fn hold(&mut self, piece: &[u64], _first: usize, _bytes: usize, _writable: bool) -> u64 {
+        use inducer_attention::cuda::cudarc::driver::DevicePtr;
+        let copy = self.stream.clone_htod(piece).expect("memory of the device");
+        let address = copy.device_ptr(&self.stream).0;
+        self.by_address.insert(address, copy);
+        address
+    }
+
+    fn fetch(&mut self, address: u64, piece: &mut [u64]) {
+        self.stream.memcpy_dtoh(&self.by_address[&address], piece).expect("a copy from the device");
+        self.stream.synchronize().expect("the device has finished");
+    }
+}
+
+impl Backend for Gpu {
+    fn name(&self) -> String {
+        "gpu".into()
+    }
+
+    fn supports(&self, problem: &Problem<'_>) -> bool {
+        problem.head_dim().is_multiple_of(HEAD_DIM_MULTIPLE)
+    }
+
+    fn has_backward(&self) -> bool {
+        false
+    }
+
+    fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
+        let stream = &self.stream;
+        let mut device =
+            Pieces { stream: stream.clone(), memory: self.engine.memory(), by_address: BTreeMap::new() };
+        let lists = DeviceLists::upload(problem, stream)?;
+        staging::forward(&mut device, problem, outputs, |_, copy, call| {
+            let lists = Lists::new(copy, &lists.raw(stream)?)?;
+            // SAFETY: tensors and lists live until the results have been fetched, on this stream.
+            unsafe { self.engine.forward(call, &lists, stream) }
+        })
+    }
+
+    fn backward<'a>(
+        &self,
+        _problem: &Problem<'a>,
+        _saved: Saved<'a>,
+        _upstream: Upstream<'a>,
+        _gradients: Gradients<'_>,
+    ) -> Result<(), Error> {
+        unreachable!("there is no backward yet")
+    }
+}
