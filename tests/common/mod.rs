@@ -9,6 +9,7 @@
 // Element by element, in one line.
 #![allow(clippy::needless_for_each)]
 
+pub mod agreement;
 pub mod backend;
 pub mod case;
 pub mod compare;
@@ -16,6 +17,7 @@ pub mod draw;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod naive;
+pub mod pairwise;
 pub mod run;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod staging;
