@@ -10,13 +10,13 @@ mod kernel_list;
 #[cfg(feature = "cuda")]
 #[path = "build/fatbins.rs"]
 mod fatbins;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 #[path = "build/includes.rs"]
 mod includes;
 #[cfg(feature = "cuda")]
 #[path = "build/nvcc.rs"]
 mod nvcc;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 #[path = "build/pool.rs"]
 mod pool;
 

@@ -155,6 +155,9 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 pub mod dropout;
+#[cfg(feature = "emulator")]
+#[doc(hidden)]
+pub mod emulator;
 pub mod error;
 pub mod inducer;
 pub mod reference;

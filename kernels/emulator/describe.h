@@ -1,0 +1,35 @@
+// Faults of memory, put into words.
+#pragma once
+
+#include <stddef.h>
+
+#include "machine.h"
+
+namespace emulator {
+
+// One access, while it is looked at.
+struct Access {
+    Lane& lane;
+    const void* address;
+    size_t bytes;
+    bool copies;        // done by the lane's asynchronous copy
+};
+
+namespace fault {
+constexpr const char* kReadAfterWrite = "race (read after unsynchronised write)";
+constexpr const char* kWriteAfterRead = "race (write after unsynchronised read)";
+constexpr const char* kWriteAfterWrite = "race (write after write)";
+constexpr const char* kOutOfBounds = "out of bounds";
+constexpr const char* kReadOnly = "read-only memory written";
+constexpr const char* kSharedUninitialised = "uninitialised shared read";
+constexpr const char* kGlobalUninitialised = "uninitialised global read";
+constexpr const char* kMisaligned = "misaligned";
+}  // namespace fault
+
+// Notes a fault; `other` is the access that it collides with, or 0. `at` is the place within the access.
+void report(const Access& access, const char* name, const void* at, Epoch other);
+
+// The same, and ends the launch.
+[[noreturn]] void report_and_stop(const Access& access, const char* name);
+
+}  // namespace emulator

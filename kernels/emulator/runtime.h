@@ -1,0 +1,56 @@
+// What sm80.h calls. Kernels' sources are compiled with access hooks and the emulator's without, so nothing here may be an
+// inline function: the linker would keep one copy of it for both sides.
+#pragma once
+
+#include <stdint.h>
+
+namespace emulator {
+
+// A place in a kernel's source.
+struct Site {
+    const char* file;
+    int line;
+};
+
+// Four registers of a lane. Passed by value: the caller's arrays need no address then.
+struct Floats4 {
+    float x, y, z, w;
+};
+struct Words4 {
+    uint32_t x, y, z, w;
+};
+
+// These are the same all along a thread's life, which `const` tells the compiler.
+__attribute__((const)) uint32_t thread_index();
+__attribute__((const)) uint32_t block_index();
+__attribute__((const)) char* shared_memory();
+
+void sync_threads(Site site);
+bool sync_threads_or(bool value, Site site);
+void sync_warp(Site site);
+
+float shuffle_xor(float value, int mask, Site site);
+float shuffle(float value, int lane, Site site);
+bool warp_any(bool value, Site site);
+
+void copy_async(void* shared, const void* global, bool valid, Site site);
+void copy_commit(Site site);
+void copy_wait(int pending, Site site);
+
+Words4 load_matrices(const void* row, Site site);
+Words4 load_matrices_transposed(const void* row, Site site);
+Floats4 mma_f16(Floats4 c, Words4 a, uint32_t b0, uint32_t b1, Site site);
+Floats4 mma_bf16(Floats4 c, Words4 a, uint32_t b0, uint32_t b1, Site site);
+
+uint32_t pack_f16(float low, float high);
+uint32_t pack_bf16(float low, float high);
+float f16_to_float(uint16_t bits);
+float exp2_flushed(float x);
+
+void add_unordered(float* address, float value, Site site);
+int32_t fetch_add(int32_t* address, int32_t value, Site site);
+int32_t load_acquire(const int32_t* address, Site site);
+void add_release(int32_t* address, int32_t value, Site site);
+void wait_a_little(Site site);
+
+}  // namespace emulator

@@ -1,0 +1,14 @@
+//! The emulator that runs the CUDA kernels on the host: its instructions, and the faults that it must find.
+
+use inducer_attention::cuda::kernels::KERNELS;
+use inducer_attention::emulator::kernels;
+
+#[test]
+fn the_table_lists_forward_kernels() {
+    let table = kernels();
+    for kernel in KERNELS.iter().filter(|k| k.name.starts_with("forward")) {
+        let found = table.iter().find(|k| k.name == kernel.name);
+        let found = found.unwrap_or_else(|| panic!("{} is not in the emulator's table", kernel.name));
+        assert_eq!(found.threads, kernel.threads(), "{}", kernel.name);
+    }
+}
