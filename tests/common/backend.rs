@@ -74,6 +74,8 @@ impl Backend for Cpu {
 pub fn backends() -> Vec<Box<dyn Backend>> {
     let mut all: Vec<Box<dyn Backend>> = Vec::new();
     all.extend(Cpu::all().map(|cpu| -> Box<dyn Backend> { Box::new(cpu) }));
+    #[cfg(feature = "emulator")]
+    all.push(Box::new(super::emulated::Emulated::default()));
     #[cfg(feature = "cuda")]
     all.extend(super::gpu::Gpu::find().map(|gpu| -> Box<dyn Backend> { Box::new(gpu) }));
     all

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use inducer_attention::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use inducer_attention::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use inducer_attention::cuda::kernels::KERNELS;
 use inducer_attention::cuda::{DeviceLists, Engine, HEAD_DIM_MULTIPLE, Lists, context};
 use inducer_attention::{Error, Gradients, Memory, Outputs, Problem, Saved, Upstream};
 
@@ -31,6 +32,10 @@ impl Gpu {
         })
         .clone()
     }
+
+    fn pieces(&self) -> Pieces {
+        Pieces { stream: self.stream.clone(), memory: self.engine.memory(), by_address: BTreeMap::new() }
+    }
 }
 
 /// Pieces of the device's memory by address.
@@ -46,7 +51,6 @@ impl Device for Pieces {
     }
 
     fn hold(&mut self, piece: &[u64], _first: usize, _bytes: usize, _writable: bool) -> u64 {
-        use inducer_attention::cuda::cudarc::driver::DevicePtr;
         let copy = self.stream.clone_htod(piece).expect("memory of the device");
         let address = copy.device_ptr(&self.stream).0;
         self.by_address.insert(address, copy);
@@ -69,13 +73,12 @@ impl Backend for Gpu {
     }
 
     fn has_backward(&self) -> bool {
-        false
+        KERNELS.iter().all(|kernel| self.engine.resources(kernel).is_ok())
     }
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
         let stream = &self.stream;
-        let mut device =
-            Pieces { stream: stream.clone(), memory: self.engine.memory(), by_address: BTreeMap::new() };
+        let mut device = self.pieces();
         let lists = DeviceLists::upload(problem, stream)?;
         staging::forward(&mut device, problem, outputs, |_, copy, call| {
             let lists = Lists::new(copy, &lists.raw(stream)?)?;
@@ -86,11 +89,21 @@ impl Backend for Gpu {
 
     fn backward<'a>(
         &self,
-        _problem: &Problem<'a>,
-        _saved: Saved<'a>,
-        _upstream: Upstream<'a>,
-        _gradients: Gradients<'_>,
+        problem: &Problem<'a>,
+        saved: Saved<'a>,
+        upstream: Upstream<'a>,
+        gradients: Gradients<'_>,
     ) -> Result<(), Error> {
-        unreachable!("there is no backward yet")
+        let stream = &self.stream;
+        let lists = DeviceLists::upload(problem, stream)?;
+        let mut device = self.pieces();
+        staging::backward(&mut device, problem, (&saved, &upstream), gradients, |_, copy, call| {
+            let lists = Lists::new(copy, &lists.raw(stream)?)?;
+            let bytes = self.engine.backward_workspace(copy, &lists);
+            let workspace = stream.alloc_zeros::<u8>(bytes.max(1)).expect("memory of the device");
+            let address = workspace.device_ptr(stream).0;
+            // SAFETY: tensors and lists live until the results have been fetched, on this stream; the workspace is freed on it.
+            unsafe { self.engine.backward(call, &lists, address, bytes, stream) }
+        })
     }
 }

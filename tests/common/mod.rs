@@ -14,6 +14,8 @@ pub mod backend;
 pub mod case;
 pub mod compare;
 pub mod draw;
+#[cfg(feature = "emulator")]
+pub mod emulated;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod naive;

@@ -2,8 +2,9 @@
 //! all that it does not cover, in the caller's strides where the kernels take them.
 
 use inducer_attention::{
-    Adapter, Attention, DType, DownProjection, Forward, Memory, Outputs, Problem, TensorMut, TensorRef,
-    VirtualKey, VirtualValue,
+    Adapter, AdapterGradients, Attention, Backward, DType, DownProjection, DownProjectionGradients, Error,
+    Forward, Gradients, KeyGradients, Memory, Outputs, PrefixGradients, Problem, Saved, SavedOutput,
+    TensorMut, TensorRef, Upstream, ValueGradients, VirtualKey, VirtualValue,
 };
 
 /// A NaN as bf16, f16 and, twice, f32.
@@ -238,6 +239,66 @@ impl<'d, D: Device> Staging<'d, D> {
         }
     }
 
+    /// Copies of what the backward keeps of the forward.
+    pub fn saved<'a>(&mut self, saved: &Saved<'a>) -> Saved<'a> {
+        Saved {
+            output: match &saved.output {
+                SavedOutput::Output(t) => SavedOutput::Output(self.input(t, true)),
+                SavedOutput::Attention(t) => SavedOutput::Attention(self.input(t, true)),
+            },
+            lse: self.input(&saved.lse, false),
+        }
+    }
+
+    /// Copies of the gradients that come in.
+    pub fn upstream<'a>(&mut self, upstream: &Upstream<'a>) -> Upstream<'a> {
+        Upstream {
+            d_o: self.input(&upstream.d_o, true),
+            d_lse: upstream.d_lse.as_ref().map(|t| self.input(t, false)),
+            d_u: upstream.d_u.as_ref().map(|t| self.input(t, false)),
+        }
+    }
+
+    /// Room for the gradients that go out.
+    pub fn gradients<'o>(&mut self, gradients: &mut Gradients<'o>) -> Gradients<'o> {
+        Gradients {
+            d_q: self.output("d_q", &mut gradients.d_q, true),
+            d_k: self.output("d_k", &mut gradients.d_k, true),
+            d_v: self.output("d_v", &mut gradients.d_v, true),
+            prefix: gradients.prefix.as_mut().map(|t| PrefixGradients {
+                k: self.output("d_prefix.k", &mut t.k, false),
+                v: self.output("d_prefix.v", &mut t.v, false),
+            }),
+            key: match &mut gradients.key {
+                KeyGradients::None => KeyGradients::None,
+                KeyGradients::Residual(t) => KeyGradients::Residual(self.adapter_gradients(t)),
+                KeyGradients::LogitPerHead(t) => {
+                    KeyGradients::LogitPerHead(self.output("d_key.logit", t, false))
+                }
+                KeyGradients::LogitPerToken(t) => {
+                    KeyGradients::LogitPerToken(self.output("d_key.logit", t, false))
+                }
+            },
+            value: match &mut gradients.value {
+                ValueGradients::None => ValueGradients::None,
+                ValueGradients::Adapter(t) => ValueGradients::Adapter(self.adapter_gradients(t)),
+                ValueGradients::Extended(t) => ValueGradients::Extended(DownProjectionGradients {
+                    down_weight: self.output("d_down_weight", &mut t.down_weight, false),
+                    down_bias: self.output("d_down_bias", &mut t.down_bias, false),
+                }),
+            },
+        }
+    }
+
+    fn adapter_gradients<'o>(&mut self, t: &mut AdapterGradients<'o>) -> AdapterGradients<'o> {
+        AdapterGradients {
+            down_weight: self.output("d_down_weight", &mut t.down_weight, false),
+            down_bias: self.output("d_down_bias", &mut t.down_bias, false),
+            up_weight: self.output("d_up_weight", &mut t.up_weight, false),
+            up_bias: self.output("d_up_bias", &mut t.up_bias, false),
+        }
+    }
+
     /// Brings the results back and copies them to where the caller wants them.
     pub fn finish(mut self) {
         for (name, piece) in &mut self.outputs {
@@ -245,26 +306,36 @@ impl<'d, D: Device> Staging<'d, D> {
             piece.give_back(name);
         }
     }
-
-    pub fn device(&mut self) -> &mut D {
-        self.device
-    }
 }
 
-/// Runs a forward on copies: `launch` enqueues it and waits for it.
-pub fn forward<D: Device, E>(
+/// Runs a forward on copies: `launch` runs it to its end.
+pub fn forward<D: Device>(
     device: &mut D,
     problem: &Problem<'_>,
     mut outputs: Outputs<'_>,
-    launch: impl FnOnce(&mut D, &Problem<'_>, Forward<'_, '_, '_>) -> Result<(), E>,
-) -> Result<(), E>
-where
-    E: From<inducer_attention::Error>,
-{
+    launch: impl FnOnce(&mut D, &Problem<'_>, Forward<'_, '_, '_>) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut staging = Staging::new(device);
     let copy = staging.problem(problem);
     let call = copy.forward(staging.outputs(&mut outputs))?;
-    launch(staging.device(), &copy, call)?;
+    launch(staging.device, &copy, call)?;
+    staging.finish();
+    Ok(())
+}
+
+/// Runs a backward on copies: `launch` runs it to its end.
+pub fn backward<'a, D: Device>(
+    device: &mut D,
+    problem: &Problem<'a>,
+    (saved, upstream): (&Saved<'a>, &Upstream<'a>),
+    mut gradients: Gradients<'_>,
+    launch: impl FnOnce(&mut D, &Problem<'_>, Backward<'_, '_, '_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut staging = Staging::new(device);
+    let copy = staging.problem(problem);
+    let (saved, upstream) = (staging.saved(saved), staging.upstream(upstream));
+    let call = copy.backward(saved, upstream, staging.gradients(&mut gradients))?;
+    launch(staging.device, &copy, call)?;
     staging.finish();
     Ok(())
 }
