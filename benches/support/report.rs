@@ -9,7 +9,7 @@ use super::table::Column;
 use super::timing::Comparison;
 
 /// Columns of the table.
-pub(crate) const COLUMNS: [Column; 18] = [
+pub(crate) const COLUMNS: [Column<'static>; 18] = [
     column("", "pass", 4),
     column("", "dtype", 5),
     column("", "mask", 6),
@@ -30,7 +30,7 @@ pub(crate) const COLUMNS: [Column; 18] = [
     column("", "runs", 4),
 ];
 
-const fn column(group: &'static str, title: &'static str, width: usize) -> Column {
+const fn column(group: &'static str, title: &'static str, width: usize) -> Column<'static> {
     Column { group, title, width }
 }
 

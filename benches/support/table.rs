@@ -2,11 +2,11 @@
 
 /// A column: its title, under its group's title, and its width.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Column {
+pub(crate) struct Column<'a> {
     /// Printed above the first column of the group, over the titles.
-    pub(crate) group: &'static str,
+    pub(crate) group: &'a str,
     /// Its own title.
-    pub(crate) title: &'static str,
+    pub(crate) title: &'a str,
     /// Characters.
     pub(crate) width: usize,
 }

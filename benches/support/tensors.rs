@@ -32,7 +32,7 @@ impl Rounded for bf16 {
 }
 
 /// Uniform numbers of mean 0 and variance 1 (SplitMix64, so that runs are alike).
-fn random<T: Rounded>(seed: u64, len: usize, scale: f32) -> Vec<T> {
+pub(crate) fn random<T: Rounded>(seed: u64, len: usize, scale: f32) -> Vec<T> {
     let mut state = seed.wrapping_mul(0xA076_1D64_78BD_642F);
     let mut next = || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
