@@ -12,7 +12,7 @@
 //     adapters arrive        u, W → s0 → λ    ◄────┘ where K and V were
 //                            h;  O += λ h B + λ b
 //
-// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 64 KB for bf16 at head_dim 128. Two barriers a tile:
+// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 56 KB for bf16 at head_dim 128. Two barriers a tile:
 // one after K has arrived, which also says that all warps are done with V, and one after V has, likewise for K.
 #include "core/inducer.cuh"
 #include "core/softmax.cuh"
@@ -26,10 +26,12 @@ template <int Keys>
 struct ForwardTask {
     Sequence sequence;
     KeyTiles<Keys> tiles;
-    i32 head, kv_head;
+    i32 head;
     i32 row, rows;          // first row of the tile, local to the sequence, and how many
     u32 dropout_head;
     float slope;            // ALiBi
+    const void *k, *v;      // the head's first key of the sequence
+    const void *prefix_k, *prefix_v;
 };
 constexpr int kTaskBytes = 128;
 
@@ -115,7 +117,11 @@ DEVICE void forward(const ForwardParams& params) {
             task.sequence = s;
             task.tiles = KeyTiles<Keys>(p, s, row, rows);
             task.head = head;
-            task.kv_head = head / (p.query_heads / p.kv_heads);
+            const i32 kv_head = head / (p.query_heads / p.kv_heads);
+            task.k = row_address<const T>(p.k, s.batch, kv_head, s.key_base);
+            task.v = row_address<const T>(p.v, s.batch, kv_head, s.key_base);
+            task.prefix_k = row_address<const T>(p.prefix_k, 0, kv_head, 0);
+            task.prefix_v = row_address<const T>(p.prefix_v, 0, kv_head, 0);
             task.row = row;
             task.rows = rows;
             task.dropout_head = static_cast<u32>(s.index) * static_cast<u32>(p.query_heads) + static_cast<u32>(head);
@@ -128,20 +134,21 @@ DEVICE void forward(const ForwardParams& params) {
     const int warp_row = warp_index() * MT * 16;
     const float scale = exponent_scale(p);
 
-    // Starts to copy a tile of `keys` (K or V) or of the prefix.
-    auto load_keys = [&](char* to, const Tensor& keys, const Tensor& prefix, i32 tile) {
-        bool is_prefix = task.tiles.is_prefix(tile);
-        const Tensor& from = is_prefix ? prefix : keys;
-        i32 first = task.tiles.first_key(tile);
-        i32 begin = is_prefix ? 0 : s.key_start - first, end = (is_prefix ? p.prefix_len : s.key_end) - first;
-        const T* address = row_address<const T>(from, is_prefix ? 0 : s.batch, task.kv_head,
-                                                static_cast<i64>(first) + (is_prefix ? 0 : s.key_base));
-        load_tile<T, D, Keys, Threads>(to, address, from.row, begin, end, p.head_dim);
+    // Starts to copy a tile of keys (K or V) or of the prefix.
+    auto load_keys = [&](char* to, const void* keys, i64 keys_row, const void* prefix, i64 prefix_row, i32 tile) {
+        const bool is_prefix = task.tiles.is_prefix(tile);
+        const i32 first = task.tiles.first_key(tile);
+        const i32 begin = is_prefix ? 0 : s.key_start - first, end = (is_prefix ? p.prefix_len : s.key_end) - first;
+        const i64 stride = is_prefix ? prefix_row : keys_row;
+        const T* address = static_cast<const T*>(is_prefix ? prefix : keys) + first * stride;
+        load_tile<T, D, Keys, Threads>(to, address, stride, begin, end, p.head_dim);
     };
+    auto load_k = [&](i32 tile) { load_keys(k_tile, task.k, p.k.row, task.prefix_k, p.prefix_k.row, tile); };
+    auto load_v = [&](i32 tile) { load_keys(v_tile, task.v, p.v.row, task.prefix_v, p.prefix_v.row, tile); };
 
     load_tile<T, D, Rows, Threads>(q_tile, row_address<const T>(p.q, s.batch, task.head, static_cast<i64>(s.row_base) + task.row),
                                    p.q.row, 0, task.rows, p.head_dim);
-    if (task.tiles.tiles > 0) load_keys(k_tile, p.k, p.prefix_k, 0);
+    if (task.tiles.tiles > 0) load_k(0);
     copy_commit();
 
     float o[MT][OT][4];
@@ -154,14 +161,14 @@ DEVICE void forward(const ForwardParams& params) {
         const i32 first_key = task.tiles.first_key(tile);
         copy_wait<0>();
         sync_threads();     // K is here; V's memory is free
-        load_keys(v_tile, p.v, p.prefix_v, tile);
+        load_v(tile);
         copy_commit();
 
         float scores[MT][NT][4];
         clear(scores);
         RowsByRows<T, D, MT, NT>::add(scores, q_tile, warp_row, k_tile, 0);
         if (p.flags & kTransform) {
-            transform_scores(scores, ScoreContext{p, s, is_prefix ? 0.0f : task.slope, task.row + warp_row, first_key});
+            transform_scores<T>(scores, ScoreContext{p, s, is_prefix ? 0.0f : task.slope, task.row + warp_row, first_key});
         }
 
         copy_wait<0>();
@@ -172,7 +179,7 @@ DEVICE void forward(const ForwardParams& params) {
             sync_threads();     // V is here; K's memory is free
         }
         auto load_next = [&] {
-            if (tile + 1 < task.tiles.tiles) load_keys(k_tile, p.k, p.prefix_k, tile + 1);
+            if (tile + 1 < task.tiles.tiles) load_k(tile + 1);
             copy_commit();
         };
         if (!poisoned) load_next();
@@ -201,7 +208,7 @@ DEVICE void forward(const ForwardParams& params) {
     float lse[MT][2], factor[MT][2];
     softmax.finish(lse, factor, scale);
 
-    // Multiplies O's task.rows.
+    // Multiplies O's rows.
     auto scale_rows = [&](const float(&by)[MT][2]) {
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {

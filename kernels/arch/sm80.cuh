@@ -25,8 +25,9 @@ DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generi
 // bar.sync 0: all threads of the block arrive, and see what the others wrote before.
 DEVICE void sync_threads() { __syncthreads(); }
 
-// bar.red.or: the same, and whether `value` is true in any thread.
-DEVICE bool sync_threads_or(bool value) { return __syncthreads_or(value) != 0; }
+// bar.red.or: the same, and whether `value` is true in any thread. The compiler does not know that all threads get the same
+// answer; after a vote it does, and need not expect a warp to be split up.
+DEVICE bool sync_threads_or(bool value) { return __any_sync(0xffffffffu, __syncthreads_or(value)) != 0; }
 
 // bar.warp.sync: the same within a warp.
 DEVICE void sync_warp() { __syncwarp(); }
@@ -43,7 +44,7 @@ DEVICE bool warp_any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 // ---- Copies from global to shared memory -------------------------------------------------------------------------------
 
 // cp.async.cg of 16 bytes (9.7.9.25): both addresses are multiples of 16. Where `valid` is false nothing is read, and zeros
-// are written. Done once the thread has waited for the group; other threads need a barrier after that.
+// are written (the ISA asks for a source size under 16 then, and leaves only larger ones than 16 undefined). Done once the thread has waited for the group; other threads need a barrier after that.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
@@ -123,13 +124,18 @@ DEVICE float exp2_fast(float x) {
     return r;
 }
 
+// div.approx.ftz.f32 (9.7.3.8): a / b within 2 units in the last place for b under 2^126, a / ∞ = 0.
+DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
+
 // Library functions within 1 to 2 units in the last place.
 DEVICE float log2_accurate(float x) { return ::log2f(x); }
 DEVICE float exp_accurate(float x) { return ::expf(x); }
 DEVICE float tanh_accurate(float x) { return ::tanhf(x); }
 DEVICE float sqrt_accurate(float x) { return ::sqrtf(x); }
 
+// One rounding, and two: the compiler neither splits the first nor fuses the second with an addition.
 DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
+DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 
@@ -140,7 +146,7 @@ DEVICE void add_unordered(float* address, float value) {
     asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;\n" ::"l"(address), "f"(value) : "memory");
 }
 
-// atom.relaxed.gpu.add.u32: adds and returns what was there.
+// atom.relaxed.gpu.add.s32: adds and returns what was there.
 DEVICE i32 fetch_add(i32* address, i32 value) {
     i32 old;
     asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], %2;\n" : "=r"(old) : "l"(address), "r"(value) : "memory");

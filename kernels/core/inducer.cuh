@@ -25,32 +25,60 @@ DEVICE float parameter(const void* data, i64 index, bool is_f32) {
     return is_f32 ? static_cast<const float*>(data)[index] : to_float(static_cast<const T*>(data)[index]);
 }
 
+// Loads that are under way at once: one after the other, each would be waited for.
+constexpr int kLoadBatch = 4;
+
+// stage_adapter for parameters of type S.
+template <class T, class S, int D, int Threads>
+DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
+    constexpr int each = D * kChunk / Threads;
+    static_assert(D * kChunk % Threads == 0 && each % kLoadBatch == 0);
+    const int ranks = adapter.rank - rank, thread = static_cast<int>(thread_index());
+    // Neighbouring threads read neighbouring elements of A's rows [d, r], so they write down a column of Aᵀ.
+    const S* down = static_cast<const S*>(adapter.down_weight) + head * adapter.down_weight_head + rank;
+    NO_UNROLL
+    for (int first = thread; first < D * kChunk; first += kLoadBatch * Threads) {
+        S x[kLoadBatch];
+        UNROLL
+        for (int i = 0; i < kLoadBatch; ++i) {
+            int j = (first + i * Threads) % kChunk, column = (first + i * Threads) / kChunk;
+            x[i] = S{};
+            if (j < ranks && column < head_dim) x[i] = down[column * adapter.down_weight_row + j];
+        }
+        UNROLL
+        for (int i = 0; i < kLoadBatch; ++i) {
+            int j = (first + i * Threads) % kChunk, column = (first + i * Threads) / kChunk;
+            store_element(element_address<T, D>(stage, j, column), to_float(x[i]));
+        }
+    }
+    if (adapter.up_weight == nullptr) return;
+    const S* up = static_cast<const S*>(adapter.up_weight) + head * adapter.up_weight_head + rank * adapter.up_weight_row;
+    const S* bias = static_cast<const S*>(adapter.up_bias) + head * adapter.up_bias_head;
+    NO_UNROLL
+    for (int first = thread; first < D * kChunk; first += kLoadBatch * Threads) {
+        S x[kLoadBatch];
+        UNROLL
+        for (int i = 0; i < kLoadBatch; ++i) {
+            int j = (first + i * Threads) / D, column = (first + i * Threads) % D;
+            x[i] = S{};
+            if (j <= ranks && column < head_dim) x[i] = (j == ranks ? bias : up + j * adapter.up_weight_row)[column];
+        }
+        UNROLL
+        for (int i = 0; i < kLoadBatch; ++i) {
+            int j = (first + i * Threads) / D, column = (first + i * Threads) % D;
+            store_element(element_address<T, D>(stage, kChunk + j, column), to_float(x[i]));
+        }
+    }
+}
+
 // Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. All threads of the
 // block take part; a barrier must follow.
 template <class T, int D, int Threads>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
-    int ranks = adapter.rank - rank;
-    i64 down = head * adapter.down_weight_head + rank;
-    // Neighbouring threads read neighbouring elements of A's rows [d, r], so they write down a column of Aᵀ.
-    for (int i = static_cast<int>(thread_index()); i < D * kChunk; i += Threads) {
-        int j = i % kChunk, column = i / kChunk;
-        float x = 0.0f;
-        if (j < ranks && column < head_dim) {
-            x = parameter<T>(adapter.down_weight, down + column * adapter.down_weight_row + j, adapter.is_f32);
-        }
-        store_element(element_address<T, D>(stage, j, column), x);
-    }
-    if (adapter.up_weight == nullptr) return;
-    i64 up = head * adapter.up_weight_head + rank * adapter.up_weight_row;
-    for (int i = static_cast<int>(thread_index()); i < D * kChunk; i += Threads) {
-        int j = i / D, column = i % D;
-        float x = 0.0f;
-        if (j < ranks && column < head_dim) {
-            x = parameter<T>(adapter.up_weight, up + j * adapter.up_weight_row + column, adapter.is_f32);
-        } else if (j == ranks && column < head_dim) {
-            x = parameter<T>(adapter.up_bias, head * adapter.up_bias_head + column, adapter.is_f32);
-        }
-        store_element(element_address<T, D>(stage, kChunk + j, column), x);
+    if (adapter.is_f32) {
+        stage_adapter_of<T, float, D, Threads>(stage, adapter, head, rank, head_dim);
+    } else {
+        stage_adapter_of<T, T, D, Threads>(stage, adapter, head, rank, head_dim);
     }
 }
 
@@ -89,9 +117,16 @@ DEVICE void row_products(float (&dot)[MT][2], const char* tile, int first_row, c
     NO_UNROLL
     for (int chunk = lane_index() % 4; chunk * kPerChunk<T> < head_dim; chunk += 4) {
         float b[kPerChunk<T>];
-        UNROLL
-        for (int i = 0; i < kPerChunk<T>; ++i) {
-            b[i] = bias == nullptr ? 0.0f : parameter<T>(bias, bias_index + chunk * kPerChunk<T> + i, bias_is_f32);
+        const i64 first = bias_index + chunk * kPerChunk<T>;
+        if (bias == nullptr) {
+            UNROLL
+            for (int i = 0; i < kPerChunk<T>; ++i) b[i] = 0.0f;
+        } else if (bias_is_f32) {
+            UNROLL
+            for (int i = 0; i < kPerChunk<T>; ++i) b[i] = static_cast<const float*>(bias)[first + i];
+        } else {
+            UNROLL
+            for (int i = 0; i < kPerChunk<T>; ++i) b[i] = to_float(static_cast<const T*>(bias)[first + i]);
         }
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
@@ -188,7 +223,9 @@ DEVICE void virtual_scores(float (&s0)[MT][2], const Problem& p, const Sequence&
             for (int nt = 0; nt < kChunkTiles; ++nt) {
                 UNROLL
                 for (int e = 0; e < 4; ++e) {
-                    s0[mt][e / 2] = fused_multiply_add(u[mt][nt][e], w[mt][nt][e], s0[mt][e / 2]);
+                    // Where there is no rank, W is what an infinite Q makes of zeros, or Q·b.
+                    bool exists = rank + fragment_column(nt, e) < p.key.rank;
+                    s0[mt][e / 2] = fused_multiply_add(u[mt][nt][e], exists ? w[mt][nt][e] : 0.0f, s0[mt][e / 2]);
                 }
             }
         }

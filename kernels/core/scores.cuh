@@ -24,23 +24,61 @@ DEVICE int fragment_column(int nt, int e) { return nt * 8 + lane_column() + e % 
 // What multiplies a score inside exp2. Where scores are transformed one by one they are already scaled.
 DEVICE float exponent_scale(const Problem& p) { return p.flags & kTransform ? kLog2E : p.scale * kLog2E; }
 
+// c·tanh(σs/c) = c − 2c / (1 + exp(2σs/c)). In 16 bits by exp2 and a division that are good to 1e-7·c; f32 asks for more.
+template <class T>
+struct Softcap {
+    float cap, factor;
+
+    DEVICE explicit Softcap(const Problem& p)
+        : cap(p.softcap), factor(sizeof(T) == 2 ? 2.0f * kLog2E * (p.scale / p.softcap) : p.scale / p.softcap) {}
+    DEVICE float operator()(float s) const {
+        if constexpr (sizeof(T) == 2) {
+            return fused_multiply_add(-2.0f * cap, divide_fast(1.0f, 1.0f + exp2_fast(s * factor)), cap);
+        } else {
+            return cap * tanh_accurate(s * factor);
+        }
+    }
+};
+
 // s ← c·tanh(σs/c) − slope·|position − key|.
-template <int MT, int NT>
+template <class T, int MT, int NT>
 DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
     const Problem& p = x.problem;
-    // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other.
+    if (p.flags & kSoftcap) {
+        const Softcap<T> softcap(p);
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 4; ++e) s[mt][nt][e] = softcap(s[mt][nt][e]);
+            }
+        }
+    } else {
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 4; ++e) s[mt][nt][e] *= p.scale;
+            }
+        }
+    }
+    if (!(p.flags & kAlibi)) return;
+    // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other. Distances are exact up to 2^24.
     const i32 start = clamp64(x.sequence.position(x.first_row) - x.first_key, -(1 << 30), 1 << 30);
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
-        for (int nt = 0; nt < NT; ++nt) {
+        for (int half = 0; half < 2; ++half) {
+            const float first = static_cast<float>(start + fragment_row(mt, half * 2) - lane_column());
             UNROLL
-            for (int e = 0; e < 4; ++e) {
-                float value = s[mt][nt][e] * p.scale;
-                if (p.flags & kSoftcap) value = p.softcap * tanh_accurate(value / p.softcap);
-                i32 distance = start + fragment_row(mt, e) - fragment_column(nt, e);
-                float length = static_cast<float>(distance < 0 ? -distance : distance);
-                s[mt][nt][e] = fused_multiply_add(-x.slope, length, value);
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    float& value = s[mt][nt][half * 2 + e];
+                    value = fused_multiply_add(-x.slope, ::fabsf(first - static_cast<float>(nt * 8 + e)), value);
+                }
             }
         }
     }

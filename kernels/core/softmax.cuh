@@ -25,12 +25,14 @@ struct OnlineSoftmax {
 
     // The reference of a maximum; 0 where nothing was seen, so that exp2(−∞ − 0) = 0 and never ∞ − ∞.
     static DEVICE float reference(float maximum, float scale) {
-        return maximum == -infinity() ? 0.0f : maximum * scale;
+        return maximum == -infinity() ? 0.0f : multiply(maximum, scale);
     }
 
     // Takes in a tile of scores, which become probabilities up to the row's factor; scales o to the new maximum.
     template <int NT, int OT>
     DEVICE void update(float (&s)[MT][NT][4], float (&o)[MT][OT][4], float scale) {
+        float factor[MT][2];
+        bool moved = false;
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
@@ -42,7 +44,9 @@ struct OnlineSoftmax {
                 }
                 largest = row_maximum(largest);
                 float now = reference(largest, scale);
-                float factor = exp2_fast(maximum[mt][half] == -infinity() ? -infinity() : maximum[mt][half] * scale - now);
+                float before = maximum[mt][half];
+                factor[mt][half] = exp2_fast(before == -infinity() ? before : multiply(before, scale) - now);
+                moved |= largest != before;
                 maximum[mt][half] = largest;
                 float total = 0.0f;
                 UNROLL
@@ -54,12 +58,17 @@ struct OnlineSoftmax {
                         total += x;
                     }
                 }
-                sum[mt][half] = sum[mt][half] * factor + total;
+                sum[mt][half] = fused_multiply_add(sum[mt][half], factor[mt][half], total);
+            }
+        }
+        // Where no maximum has moved, factors are 1, or 0 in rows that have seen nothing, where O is 0.
+        if (!warp_any(moved)) return;
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int ot = 0; ot < OT; ++ot) {
                 UNROLL
-                for (int ot = 0; ot < OT; ++ot) {
-                    o[mt][ot][half * 2] *= factor;
-                    o[mt][ot][half * 2 + 1] *= factor;
-                }
+                for (int e = 0; e < 4; ++e) o[mt][ot][e] *= factor[mt][e / 2];
             }
         }
     }
@@ -73,7 +82,7 @@ struct OnlineSoftmax {
                 float total = row_sum(sum[mt][half]);
                 bool nothing = maximum[mt][half] == -infinity() && total == 0.0f;
                 lse[mt][half] =
-                    nothing ? -infinity() : (maximum[mt][half] * scale + log2_accurate(total)) * kLn2;
+                    nothing ? -infinity() : (multiply(maximum[mt][half], scale) + log2_accurate(total)) * kLn2;
                 inverse[mt][half] = nothing ? 0.0f : 1.0f / total;
             }
         }
