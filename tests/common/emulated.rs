@@ -1,11 +1,12 @@
 //! The CUDA kernels on the emulator.
 
-use std::sync::LazyLock;
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use inducer_attention::cuda::kernels::{KERNELS, Pass};
 use inducer_attention::cuda::plan::{self, Plan};
 use inducer_attention::cuda::{HEAD_DIM_MULTIPLE, Lists, RawList, RawLists};
-use inducer_attention::emulator::{self, CopyTiming, Launch, Memory, Options, Policy, Region, launch};
+use inducer_attention::emulator::{self, CopyTiming, Launch, Memory, Options, Policy, Region, Site, launch};
 use inducer_attention::{Error, Gradients, Outputs, Problem, Saved, Upstream};
 
 use super::backend::Backend;
@@ -16,6 +17,8 @@ use super::staging::{self, Device};
 pub struct Emulated {
     /// How to run launches; `None`: differently for problems of different sizes.
     pub options: Option<Options>,
+    /// Barriers, waits and the like that launches came to.
+    pub sites: Arc<Mutex<BTreeSet<Site>>>,
 }
 
 impl Emulated {
@@ -76,7 +79,7 @@ impl Pieces {
     ///
     /// # Panics
     /// If the emulator finds a fault.
-    fn run<P: bytemuck::Pod>(&mut self, plan: &Plan<P>, options: &Options) {
+    fn run<P: bytemuck::Pod>(&mut self, plan: &Plan<P>, options: &Options, sites: &Mutex<BTreeSet<Site>>) {
         let there = emulator::kernels();
         for step in plan.launches() {
             let kernel = step.kernel;
@@ -92,6 +95,7 @@ impl Pieces {
             };
             // SAFETY: the regions lie in memory that this value owns.
             let report = unsafe { launch(&call, options) };
+            sites.lock().unwrap_or_else(PoisonError::into_inner).extend(report.sites.iter().cloned());
             assert!(report.is_clean(), "{} with {options:?}:\n{report}", kernel.name);
             // What this launch has written, the next one may read.
             self.regions.iter_mut().for_each(|region| region.initialised = true);
@@ -144,7 +148,7 @@ impl Backend for Emulated {
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
         staging::forward(&mut Pieces::default(), problem, outputs, |pieces, copy, call| {
             let lists = pieces.lists(copy);
-            pieces.run(&plan::forward(&call, &lists)?, &self.options(copy));
+            pieces.run(&plan::forward(&call, &lists)?, &self.options(copy), &self.sites);
             Ok(())
         })
     }
@@ -164,7 +168,7 @@ impl Backend for Emulated {
             let address = workspace.address() as u64;
             let plan = plan::backward(&call, &lists, address, workspace.len())?;
             pieces.memory.push(workspace);
-            pieces.run(&plan, &self.options(copy));
+            pieces.run(&plan, &self.options(copy), &self.sites);
             Ok(())
         })
     }

@@ -1,0 +1,143 @@
+//! Takes away one barrier, wait or fence at a time, and looks whether anything notices.
+//!
+//! A site is a call in the kernels' source. Each is disabled by itself, at run time, in the emulator; the cases below must
+//! then show a fault or another result. What nothing notices is either redundant, and stands in [`REDUNDANT`] with the proof,
+//! or not tested.
+#![cfg(feature = "emulator")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+
+use common::backend::Backend;
+use common::case::{Case, InducerCase, KeyCase, ValueCase};
+use common::emulated::Emulated;
+use common::run;
+use inducer_attention::emulator::{CopyTiming, Options, Policy, Site};
+use inducer_attention::{DType, Dropout};
+
+/// Sites that may be taken away, with the line's text and why.
+const REDUNDANT: [(&str, &str, &str); 0] = [];
+
+/// Small cases that between them come to every site: several tiles of rows and of keys, masked and not, prefix, ranks of more
+/// than a stage, with and without adapters, every element type. Causal ones hold a NaN in some rows of every tensor, so that
+/// hidden pairs have to be left out one by one.
+fn cases() -> Vec<Case> {
+    let token = |key, value| Some(InducerCase::new(key, value));
+    let (residual, direct) = (ValueCase::Residual { rank: 17 }, ValueCase::Direct { rank: 3 });
+    let base = Case { kv_heads: 1, rows: 150, keys: 150, lse_gradient: true, ..Case::default() };
+    let mut cases = Vec::new();
+    for (dtype, head_dim) in [(DType::BF16, 64), (DType::BF16, 128), (DType::F32, 64), (DType::F16, 256)] {
+        let base = Case { dtype, parameter_dtype: dtype, head_dim, ..base.clone() };
+        let mut causal = Case { inducer: token(KeyCase::Residual { rank: 17 }, residual), ..base.clone() };
+        causal.config.causal = true;
+        cases.push(causal);
+        if head_dim == 64 {
+            let dropout = Some(Dropout { p: 0.2, seed: 3 });
+            let mut with_prefix = Case { prefix: Some(70), group: 2, rows: 70, batch: 2, ..base.clone() };
+            with_prefix.inducer = token(KeyCase::Residual { rank: 5 }, direct);
+            with_prefix.config.dropout = dropout;
+            cases.push(with_prefix);
+            cases.push(Case {
+                inducer: token(KeyCase::Query, ValueCase::Extended { rank: 20 }),
+                ..base.clone()
+            });
+            cases.push(Case { inducer: token(KeyCase::LogitPerHead, residual), rows: 20, ..base.clone() });
+            cases.push(Case {
+                inducer: token(KeyCase::Residual { rank: 3 }, residual),
+                keys: 0,
+                ..base.clone()
+            });
+        }
+    }
+    cases
+}
+
+/// Which warp is ahead and when copies are done: between them, whoever may be late is.
+fn orders() -> [Options; 2] {
+    [
+        Options { policy: Policy::OneWarpAhead, copies: CopyTiming::Late, seed: 1, ..Options::default() },
+        Options {
+            policy: Policy::Reversed,
+            copies: CopyTiming::Early,
+            resident_blocks: 4,
+            ..Options::default()
+        },
+    ]
+}
+
+/// Results of forward and backward, or what went wrong.
+fn outcome(case: &Case, options: Options) -> (Result<Vec<Vec<u64>>, String>, BTreeSet<Site>) {
+    let backend = Emulated { options: Some(options), ..Emulated::default() };
+    let mut inputs = case.build();
+    if case.config.causal {
+        for slot in [inputs.q.clone(), inputs.k.clone(), inputs.v.clone(), inputs.d_o.clone()] {
+            inputs.spoil_rows(&slot, f64::NAN, |_, row| row == 100);
+        }
+    }
+    let results = catch_unwind(AssertUnwindSafe(|| {
+        let forward = run::forward(&backend, &inputs)?;
+        let mut named = forward.named();
+        if backend.has_backward() {
+            named.extend(run::backward(&backend, &inputs, &forward)?.named());
+        }
+        Ok(named.iter().map(|(_, t)| t.data.iter().map(|x| x.to_bits()).collect()).collect())
+    }));
+    let results = results.unwrap_or_else(|_| Err("a fault".into()));
+    let sites = std::mem::take(&mut *backend.sites.lock().unwrap_or_else(PoisonError::into_inner));
+    (results, sites)
+}
+
+#[test]
+fn every_barrier_is_missed_when_it_is_taken_away() {
+    // Panics are the outcome that is hoped for: nobody needs to read them.
+    std::panic::set_hook(Box::new(|info| {
+        if info.location().is_some_and(|at| at.file().ends_with("barriers.rs")) {
+            eprintln!("{info}");
+        }
+    }));
+    let runs: Vec<_> = cases()
+        .into_iter()
+        .flat_map(|case| orders().map(|options| (case.clone(), options)))
+        .map(|(case, options)| {
+            let (results, sites) = outcome(&case, options.clone());
+            (case, options, results, sites)
+        })
+        .collect();
+    // Nothing is noticed where nothing is taken away.
+    for (case, options, results, _) in &runs {
+        let disabled = Some(("nowhere.cu".into(), 1));
+        assert!(outcome(case, Options { disabled, ..options.clone() }).0 == *results, "{case:#?}");
+    }
+    let broken: Vec<_> = runs.iter().filter(|r| r.2.is_err()).map(|r| (&r.0, &r.2)).collect();
+    let sites: BTreeSet<_> = runs.iter().flat_map(|r| r.3.clone()).collect();
+    let mut unnoticed = Vec::new();
+    for site in &sites {
+        let disabled = Some((site.file.clone(), site.line));
+        let noticed = runs.iter().filter(|r| r.3.contains(site)).any(|(case, options, results, _)| {
+            outcome(case, Options { disabled: disabled.clone(), ..options.clone() }).0 != *results
+        });
+        eprintln!(
+            "{:9} {}:{} {}",
+            if noticed { "noticed" } else { "UNNOTICED" },
+            site.file,
+            site.line,
+            site.kind
+        );
+        if !noticed {
+            unnoticed.push(site);
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(broken.is_empty(), "with everything in place: {broken:#?}");
+    assert!(sites.len() > 15, "only {} sites were reached", sites.len());
+    let expected = |site: &&&Site| {
+        let source = std::fs::read_to_string(&site.file).unwrap_or_default();
+        let line = source.lines().nth(site.line as usize - 1).unwrap_or_default();
+        REDUNDANT.iter().any(|(file, text, _)| site.file.ends_with(file) && line.contains(text))
+    };
+    unnoticed.retain(|site| !expected(&site));
+    assert!(unnoticed.is_empty(), "nothing notices when these are taken away: {unnoticed:#?}");
+}
