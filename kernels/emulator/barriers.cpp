@@ -25,16 +25,17 @@ bool meet_block(Lane& lane, const char* what, bool value, bool orders, Site site
     warp.at_barrier |= 1u << lane.lane;
     if (++block.arrived != lane.launch->threads) {
         wait(lane, State::kAtBarrier);
-        return block.any;
+        return block.result;
     }
     if (orders) order_block(block);
     block.arrived = 0;
+    block.result = block.any;
     for (Warp& each : block.warps) {
         each.at_barrier = 0;
         wake(each, kAllLanes);
     }
     maybe_preempt(lane);
-    return block.any;
+    return block.result;
 }
 
 }  // namespace

@@ -78,6 +78,7 @@ struct Block {
     uint32_t alive = 0;         // threads that have not exited
     uint32_t arrived = 0;       // threads at the barrier
     bool any = false;           // of the values that they brought
+    bool result = false;        // of the last barrier; the next one cannot end before all have read it
     Site site = {nullptr, 0};   // of the barrier
     const char* barrier = nullptr;
     BlockClock clock;

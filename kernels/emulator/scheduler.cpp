@@ -73,6 +73,14 @@ Lane& pick_lane(Launch& launch) {
     }
 }
 
+// The common case: the lanes of a warp one after the other, up to where they wait.
+bool stays_with_warp(const Launch& launch) {
+    if (launch.stopped || launch.warps[launch.current_warp]->runnable == 0) return false;
+    const auto policy = static_cast<Policy>(launch.options.policy);
+    return policy == Policy::kRoundRobin ||
+           (policy == Policy::kOneWarpAhead && launch.current_warp == launch.options.seed % launch.warps.size());
+}
+
 // Spinning threads look again.
 void wake_spinning(Launch& launch) {
     launch.progress_seen = launch.progress;
@@ -86,6 +94,7 @@ void wake_spinning(Launch& launch) {
 
 // The lane to run, or null where none can.
 Lane* pick(Launch& launch) {
+    if (stays_with_warp(launch)) return &pick_lane(launch);
     if (launch.stopped) return nullptr;
     const bool random = static_cast<Policy>(launch.options.policy) == Policy::kRandom;
     if (random && launch.spinning != 0 && launch.progress != launch.progress_seen && launch.random.one_in(16)) {

@@ -1,10 +1,17 @@
-//! The emulator that runs the CUDA kernels on the host: its instructions, and the faults that it must find.
+//! The emulator that runs the CUDA kernels on the host: its instructions against the tables of the PTX ISA, and the faults
+//! that it must find. The kernels run here are in `kernels/emulator/selftest`.
+
+mod copies;
+mod faults;
+mod instructions;
+mod launch;
+mod run;
 
 use inducer_attention::cuda::kernels::KERNELS;
 use inducer_attention::emulator::kernels;
 
 #[test]
-fn the_table_lists_forward_kernels() {
+fn the_table_lists_the_forward_kernels() {
     let table = kernels();
     for kernel in KERNELS.iter().filter(|k| k.name.starts_with("forward")) {
         let found = table.iter().find(|k| k.name == kernel.name);
