@@ -146,14 +146,20 @@ impl BackwardPlan<'_, '_, '_> {
                     d_o_rows = self.paired_rows(d_o, segment.rows, scratch.d_o_rows);
                 }
             }
+            // A row's constants are not finite where it has seen such a key in any tile, and would give NaN for its hidden
+            // keys in every other one.
+            let constants =
+                |x: *mut f32| std::slice::from_raw_parts(x, segment.rows).iter().all(|x| x.is_finite());
+            let rows_finite = [v.lse(), v.w(), v.d_prime()].into_iter().all(constants)
+                && moves::all_finite(k, q, segment.rows, d)
+                && moves::all_finite(k, d_o, segment.rows, d);
             let mut first = true;
             for source in sources.iter().flatten() {
                 for (from, to, masked) in source.tiles(KEY_TILE) {
                     let finite = !masked
-                        || (moves::all_finite(k, source.k.from(from), to - from, d)
-                            && moves::all_finite(k, source.v.from(from), to - from, d)
-                            && moves::all_finite(k, q, segment.rows, d)
-                            && moves::all_finite(k, d_o, segment.rows, d));
+                        || (rows_finite
+                            && moves::all_finite(k, source.k.from(from), to - from, d)
+                            && moves::all_finite(k, source.v.from(from), to - from, d));
                     let tile = Tile { from, keys: to - from, lanes, first };
                     self.scores(scratch, segment, source, &tile, masked);
                     let accumulators = self.accumulators(pair, source, from);
