@@ -5,9 +5,11 @@
 //! [`Vector::GEMM_VECTORS`] vectors lives in registers while k runs; each step costs one load per vector of B, one
 //! broadcast per row of A, and their product in multiply-adds.
 //!
-//! **Every element of C is one chain of multiply-adds in the order of k**, starting from zero or (with `accumulate`) from
-//! C. So its value depends on its row of A, its column of B and the instruction set alone: not on the sizes of the
-//! product, on where in it the element lies, or on how k is split over calls that accumulate.
+//! **Every element of A·B is a chain of multiply-adds in the order of k**, starting from zero; after every [`K_BLOCK`] steps
+//! a new one begins, and chains are added up in order, to C if the product accumulates. So its value depends on its row of
+//! A, its column of B and the instruction set alone: not on the other sizes of the product or on where in it the element
+//! lies. Chains are short because a chain's rounding error grows with the square root of its length, relative to what
+//! has been summed: one over all keys of a long sequence would lose a digit.
 
 #![allow(unsafe_op_in_unsafe_fn, reason = "vector and pointer operations under the functions' contracts")]
 
@@ -75,19 +77,27 @@ unsafe fn one_by_one<V: Vector>(g: &Gemm) {
         let mut column = 0;
         while column < g.n {
             let c = g.c.add(row * g.c_row + column);
-            let mut acc = if g.accumulate { V::load(c) } else { V::zero() };
-            for i in 0..g.k {
-                let a = V::splat_unaligned(g.a.offset(row as isize * g.a_row + i as isize * g.a_col));
-                acc = V::dot_bf16(acc, a, V::load(g.b.add(i * g.b_row + column)));
+            let mut sum = if g.accumulate { V::load(c) } else { V::zero() };
+            let mut from = 0;
+            while from < g.k {
+                let to = g.k.min(from + K_BLOCK);
+                let mut acc = V::zero();
+                for i in from..to {
+                    let a = V::splat_unaligned(g.a.offset(row as isize * g.a_row + i as isize * g.a_col));
+                    acc = V::dot_bf16(acc, a, V::load(g.b.add(i * g.b_row + column)));
+                }
+                sum = acc.add(sum);
+                from = to;
             }
-            acc.store(c);
+            sum.store(c);
             column += V::LANES;
         }
     }
 }
 
-/// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by.
-const K_BLOCK: usize = 256;
+/// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by, and length of a
+/// chain of multiply-adds.
+pub(crate) const K_BLOCK: usize = 256;
 
 /// Most rows of any instance of the micro-kernel.
 const MAX_ROWS: usize = 12;
@@ -214,13 +224,6 @@ unsafe fn micro<
     g: &Gemm,
 ) {
     let mut acc = [[V::zero(); VECTORS]; ROWS];
-    if g.accumulate {
-        for r in 0..ROWS {
-            for v in 0..VECTORS {
-                acc[r][v] = V::load(g.c.add(r * g.c_row + v * V::LANES));
-            }
-        }
-    }
     let a_row = if ADJACENT { 4 } else { g.a_row };
     let mut a = g.a;
     let mut b = g.b;
@@ -244,7 +247,9 @@ unsafe fn micro<
     }
     for r in 0..ROWS {
         for v in 0..VECTORS {
-            acc[r][v].store(g.c.add(r * g.c_row + v * V::LANES));
+            let c = g.c.add(r * g.c_row + v * V::LANES);
+            let sum = if g.accumulate { acc[r][v].add(V::load(c)) } else { acc[r][v] };
+            sum.store(c);
         }
     }
 }
