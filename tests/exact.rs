@@ -330,8 +330,8 @@ proptest! {
     }
 }
 
-/// Row 1 sees key 126 alone, whose tile ends at key 128. That the row is spoilt shows in the next tile of keys only by its
-/// lse: all of that tile's K, V, Q and dO are finite.
+/// Row 1 sees key 126 alone. That the row is spoilt shows in later tiles of keys only by its lse: all of their K, V, Q and dO
+/// are finite.
 #[test]
 fn a_spoilt_row_reaches_no_key_in_another_tile() {
     let mut case = Case { kv_heads: 1, rows: 132, keys: 257, head_dim: 1, ..Case::default() };

@@ -106,6 +106,11 @@ const MAX_ROWS: usize = 12;
 /// another between two uses of a line.
 const CONFLICT: usize = 2048;
 
+/// Panels of columns from which on a strip of A is worth a copy: its rows are then a constant distance apart, which spares
+/// the micro-kernel address arithmetic, and are in the first-level cache for all panels but the first. Measured with
+/// vectors of eight lanes; with wider ones there are fewer panels, and a strip has more rows.
+const COPIED_PANELS: usize = 3;
+
 #[inline(always)]
 unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
     debug_assert!(g.n.is_multiple_of(V::LANES));
@@ -129,16 +134,17 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
 }
 
 /// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level
-/// cache; but strips of rows that conflict there are copied aside, and each goes past all columns. One loop for both
-/// orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
+/// cache; but strips of rows that conflict there, or pass many panels, are copied aside, and each goes past all columns.
+/// One loop for both orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
 #[inline(always)]
 unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
     // A multiple of the cache line off a power of two.
     const STRIDE: usize = K_BLOCK + 16;
     let mut buffer = [const { core::mem::MaybeUninit::<f32>::uninit() }; MAX_ROWS * STRIDE];
     let strip: *mut f32 = buffer.as_mut_ptr().cast();
-    let conflict = g.a_col == 4 && g.m > 1 && g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
     let (tiles, panels) = (g.m.div_ceil(V::GEMM_ROWS), g.n.div_ceil(V::GEMM_VECTORS * V::LANES));
+    let conflict = g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
+    let copied = g.a_col == 4 && g.m > 1 && (conflict || (V::LANES <= 8 && panels >= COPIED_PANELS));
     let (mut tile, mut panel, mut row, mut column) = (0, 0, 0, 0);
     while tile < tiles && panel < panels {
         let rows = even_share(g.m - row, tiles - tile);
@@ -151,7 +157,7 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             c: g.c.add(row * g.c_row + column),
             ..*g
         };
-        if conflict {
+        if copied {
             if panel == 0 {
                 for r in 0..rows {
                     let from = block.a.offset(r as isize * g.a_row);
@@ -162,7 +168,7 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             block.a_row = 4 * STRIDE as isize;
         }
         tile_of_c::<V, PAIRS>(&block);
-        if conflict {
+        if copied {
             (panel, column) = (panel + 1, column + width);
             if panel == panels {
                 (panel, column) = (0, 0);
@@ -225,7 +231,13 @@ unsafe fn micro<
 ) {
     let mut acc = [[V::zero(); VECTORS]; ROWS];
     let a_row = if ADJACENT { 4 } else { g.a_row };
-    let mut a = g.a;
+    // Addresses have room for an offset once or twice, but not three times: rows in threes, behind a pointer each. Left to
+    // itself, the compiler adds the offset up from row to row, once for every step.
+    let groups = if ADJACENT { 1 } else { ROWS.div_ceil(3) };
+    let mut a = [g.a; MAX_ROWS.div_ceil(3)];
+    for group in 1..groups {
+        a[group] = core::hint::black_box(g.a.offset(3 * group as isize * a_row));
+    }
     let mut b = g.b;
     for _ in 0..g.k {
         let mut b_vectors = [V::zero(); VECTORS];
@@ -233,7 +245,8 @@ unsafe fn micro<
             b_vectors[v] = V::load(b.add(v * V::LANES));
         }
         for r in 0..ROWS {
-            let a_element = V::splat_unaligned(a.offset(r as isize * a_row));
+            let (group, r_within) = if ADJACENT { (0, r) } else { (r / 3, r % 3) };
+            let a_element = V::splat_unaligned(a[group].offset(r_within as isize * a_row));
             for v in 0..VECTORS {
                 acc[r][v] = if PAIRS {
                     V::dot_bf16(acc[r][v], a_element, b_vectors[v])
@@ -242,8 +255,11 @@ unsafe fn micro<
                 };
             }
         }
-        a = a.offset(g.a_col);
-        b = b.add(g.b_row);
+        for group in 0..groups {
+            // Past the end after the last step.
+            a[group] = a[group].wrapping_offset(g.a_col);
+        }
+        b = b.wrapping_add(g.b_row);
     }
     for r in 0..ROWS {
         for v in 0..VECTORS {
