@@ -32,6 +32,9 @@ PARSER.add_argument("--peak", type=float, metavar="GFLOPS", help="measured f32 F
 PARSER.add_argument("--peak-bf16", type=float, metavar="GFLOPS", help="the same of bf16 dot products")
 PARSER.add_argument("--rounds", type=int, help="rounds per case (default: 5 to 25 within the seconds below)")
 PARSER.add_argument("--seconds", type=float, help="of timing per case (default 6, quick 2)")
+PARSER.add_argument("--undisturbed", type=float, metavar="SECONDS",
+                    help="on Linux: count only rounds during which no other process computed, and wait for those at most so "
+                         "long per case")
 PARSER.add_argument("--no-check", action="store_true", help="do not compare results (for repeated timing)")
 if __name__ == "__main__":
     ARGUMENTS = PARSER.parse_args()
@@ -43,6 +46,7 @@ import torch  # noqa: E402
 import engine  # noqa: E402
 import memory  # noqa: E402
 import oracle  # noqa: E402
+import quiet  # noqa: E402
 from cases import Case, RANK, all_cases, heads_for, make_inputs  # noqa: E402
 from contestants import Eager, Ours, Sdpa, naive_results  # noqa: E402
 
@@ -60,25 +64,41 @@ def stamp():
     return time.perf_counter(), time.process_time()
 
 
-def run_rounds(contestants, seconds, rounds):
-    """`{name: [(forward wall, backward wall, forward cpu, backward cpu) per round]}`."""
+def run_rounds(contestants, seconds, rounds, patience=None):
+    """`{name: [(forward wall, backward wall, forward cpu, backward cpu) per round]}`. With `patience`, rounds that other
+    processes disturb do not count, until so many seconds are over."""
     samples = {c.name: [] for c in contestants}
     for c in contestants:
         c.step(stamp)  # warm up: threads, allocator, page tables
-    begin, done = time.perf_counter(), 0
+    begin, spent, done, dropped = time.perf_counter(), 0.0, 0, 0
     minimum, maximum = (rounds, rounds) if rounds else (5, 25)
     gc.disable()
     try:
-        while done < minimum or (done < maximum and time.perf_counter() - begin < seconds):
-            turn = done % len(contestants)
+        while done < minimum or (done < maximum and spent < seconds):
+            patient = patience is not None and time.perf_counter() - begin < patience
+            if patience is not None and not patient and done > 0:
+                break
+            if patient:
+                quiet.wait(begin + patience)
+            watch = quiet.Watch() if patient else None
+            round_begin, times = time.perf_counter(), {}
+            turn = (done + dropped) % len(contestants)
             for c in contestants[turn:] + contestants[:turn]:
                 time.sleep(SETTLE_SECONDS)
                 (a, b, e), results = c.step(stamp)
                 del results
-                samples[c.name].append((b[0] - a[0], e[0] - b[0], b[1] - a[1], e[1] - b[1]))
+                times[c.name] = (b[0] - a[0], e[0] - b[0], b[1] - a[1], e[1] - b[1])
+            if watch is not None and watch.disturbed():
+                dropped += 1
+                continue
+            for name, each in times.items():
+                samples[name].append(each)
             done += 1
+            spent += time.perf_counter() - round_begin
     finally:
         gc.enable()
+    if patience is not None:
+        print(f"    {done} rounds, {dropped} more disturbed by others and dropped" + ("" if watch else "; the one is disturbed as well"))
     return samples
 
 
@@ -188,7 +208,7 @@ def run_case(case, library, make_contestants, arguments, peaks, record):
         entry["agrees"] = print_check(lines)
         entry["errors"] = {f"{c} {n}": {"error": e, "allowed": a} for c, n, e, a in lines}
     seconds = arguments.seconds or (2.0 if arguments.quick else 6.0)
-    summary = summarise(run_rounds(contestants, seconds, arguments.rounds), case)
+    summary = summarise(run_rounds(contestants, seconds, arguments.rounds, arguments.undisturbed), case)
     print_case(case, summary, peaks)
     record.append({**entry, **summary, "inducer_flops": case.inducer_flops, "forward_flops": case.forward_flops})
 
@@ -248,7 +268,7 @@ def main(arguments):
         "numpy": numpy.__version__, "engine": library.description(), "load": os.getloadavg()[0], "peaks": peaks,
     }
     print(" | ".join(f"{k} {v}" for k, v in host.items() if k != "peaks"))
-    if host["load"] > 0.3:
+    if host["load"] > 0.3 and arguments.undisturbed is None:
         print("Other work is running on this machine: wall-clock figures below are disturbed, look at the cpu ratios.")
     fused, eager, memories = [], [], []
     for case in all_cases(arguments.quick):

@@ -12,15 +12,11 @@ use super::query_tile::{DropoutTile, Lanes, Segment, for_each_segment, keep_mask
 use super::simd::Kernels;
 use super::simd::gemm::Gemm;
 use super::slots::Slots;
+use super::tiling::{Tiling, spread};
 use super::workspace::{Carver, Floats};
 use crate::attention::Problem;
 use crate::call::Forward;
 use crate::tensor::{DType, TensorMut};
-
-/// Queries per tile. Q, O and a tile of scores stay in the second-level cache beside K and V.
-const QUERY_TILE: usize = 64;
-/// Keys per tile.
-const KEY_TILE: usize = 256;
 
 /// What a forward call needs to know and where its scratch lies.
 pub(super) struct ForwardPlan<'c, 'p, 'a> {
@@ -41,15 +37,15 @@ struct Scratch {
 /// One thread's scratch.
 #[derive(Clone, Copy)]
 struct ThreadScratch {
-    /// Qᵀ `[d][QUERY_TILE]`.
+    /// Qᵀ `[d][queries]`.
     qt: Floats,
-    /// Q as pairs of bf16 `[d/2][QUERY_TILE]`.
+    /// Q as pairs of bf16 `[d/2][queries]`.
     q_pairs: Floats,
-    /// Scores `[KEY_TILE][QUERY_TILE]`.
+    /// Scores `[keys][queries]`.
     s: Floats,
-    /// Probabilities as pairs of bf16 `[KEY_TILE/2][QUERY_TILE]`.
+    /// Probabilities as pairs of bf16 `[keys/2][queries]`.
     p_pairs: Floats,
-    /// Oᵀ `[d][QUERY_TILE]`.
+    /// Oᵀ `[d][queries]`.
     ot: Floats,
     /// A tile of K or V in the form that the products read.
     kv: Floats,
@@ -82,21 +78,23 @@ fn products(problem: &Problem<'_>, kernels: &Kernels) -> Products {
 impl ThreadScratch {
     fn carve(problem: &Problem<'_>, kernels: &Kernels, slots: &Slots, carver: &mut Carver) -> Self {
         let d = problem.head_dim();
+        let Tiling { queries, keys } = Tiling::forward(kernels);
         let products = products(problem, kernels);
         let pairs = |n: usize| if products == Products::Bf16 { n } else { 0 };
         Self {
-            qt: carver.floats(d * QUERY_TILE),
-            q_pairs: carver.floats(pairs(d.div_ceil(2) * QUERY_TILE)),
-            s: carver.floats(KEY_TILE * QUERY_TILE),
-            p_pairs: carver.floats(pairs(KEY_TILE / 2 * QUERY_TILE)),
-            ot: carver.floats(d * QUERY_TILE),
+            qt: carver.floats(d * queries),
+            q_pairs: carver.floats(pairs(d.div_ceil(2) * queries)),
+            s: carver.floats(keys * queries),
+            p_pairs: carver.floats(pairs(keys / 2 * queries)),
+            ot: carver.floats(d * queries),
             kv: carver.floats(match products {
                 Products::F32 => 0,
-                Products::Widened | Products::Bf16 => KEY_TILE * d.next_multiple_of(kernels.lanes),
+                Products::Bf16 => keys * d.next_multiple_of(kernels.lanes),
+                Products::Widened => keys * spread(d),
             }),
-            z: carver.floats(slots.shape.key_slot_rows() * QUERY_TILE),
-            f: carver.floats((slots.shape.value_rank + 1) * QUERY_TILE),
-            lanes: Lanes::carve(QUERY_TILE, carver),
+            z: carver.floats(slots.shape.key_slot_rows() * queries),
+            f: carver.floats((slots.shape.value_rank + 1) * queries),
+            lanes: Lanes::carve(queries, carver),
         }
     }
 }
@@ -122,13 +120,14 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         let problem = self.problem;
         // SAFETY: the slots were carved for this problem, and no task runs yet.
         unsafe { self.slots.pack(problem) };
-        let tiles = problem.rows().div_ceil(QUERY_TILE);
+        let tile_rows = Tiling::forward(self.kernels).queries;
+        let tiles = problem.rows().div_ceil(tile_rows);
         let heads = problem.query_heads();
         (0..problem.batch() * heads * tiles).into_par_iter().for_each(|task| {
             let (batch, rest) = (task / (heads * tiles), task % (heads * tiles));
             let (head, tile) = (rest / tiles, rest % tiles);
-            let start = tile * QUERY_TILE;
-            let end = (start + QUERY_TILE).min(problem.rows());
+            let start = tile * tile_rows;
+            let end = (start + tile_rows).min(problem.rows());
             let thread = rayon::current_thread_index().unwrap_or(0);
             let scratch = self.thread_scratch(thread);
             let covered = for_each_segment(problem, batch, head, (start, end), |segment| {
@@ -197,7 +196,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
             let mut first = true;
             let sources = [KeySource::prefix(problem, segment), KeySource::keys(problem, segment)];
             for source in sources.into_iter().flatten() {
-                for (from, to, masked) in source.tiles(KEY_TILE) {
+                for (from, to, masked) in source.tiles(Tiling::forward(k).keys) {
                     self.run_tile(scratch, segment, &source, (from, to), masked, scale, lanes, first);
                     first = false;
                 }
@@ -413,15 +412,15 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
             Products::Bf16 if d.is_multiple_of(2) => rows,
             Products::Bf16 => {
                 let padded = d + 1;
-                // SAFETY: the scratch holds KEY_TILE rows of `padded` elements.
+                // SAFETY: the scratch holds a tile of rows of `padded` elements.
                 unsafe { moves::pad_rows_bf16(rows, n, d, to.cast(), padded) };
                 Rows { ptr: to.cast::<u8>(), stride: padded * 2, dtype: DType::BF16 }
             }
             Products::Widened => {
-                let padded = d.next_multiple_of(self.kernels.lanes);
-                // SAFETY: the scratch holds KEY_TILE rows of `padded` floats.
-                unsafe { moves::widen(self.kernels, rows, n, d, to, padded) };
-                Rows { ptr: to.cast::<u8>(), stride: padded * 4, dtype: DType::F32 }
+                let ld = spread(d);
+                // SAFETY: the scratch holds a tile of rows of `ld` floats.
+                unsafe { moves::widen(self.kernels, rows, n, d, to, ld) };
+                Rows { ptr: to.cast::<u8>(), stride: ld * 4, dtype: DType::F32 }
             }
         }
     }

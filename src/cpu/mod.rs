@@ -17,6 +17,7 @@ mod moves;
 mod query_tile;
 pub(crate) mod simd;
 mod slots;
+mod tiling;
 mod workspace;
 
 #[doc(hidden)]

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::{BackwardPlan, KEY_TILE, Pair, Products, QUERY_TILE, ThreadScratch, key_extent, parts, products};
+use super::{BackwardPlan, Pair, Products, ThreadScratch, key_extent, parts, products};
 use crate::cpu::forward::{transform, transforms};
 use crate::cpu::kernels::gradient::{GradientTile, RoundTile};
 use crate::cpu::kernels::score::ScoreTile;
@@ -16,6 +16,7 @@ use crate::cpu::masked::{Pairing, Visible, gemm_visible};
 use crate::cpu::moves::{self, Rows};
 use crate::cpu::query_tile::{DropoutTile, Segment, keep_mask, load_lanes, segment_rows};
 use crate::cpu::simd::gemm::Gemm;
+use crate::cpu::tiling::{Tiling, spread};
 use crate::cpu::workspace::Floats;
 use crate::tensor::DType;
 
@@ -64,12 +65,13 @@ impl BackwardPlan<'_, '_, '_> {
         let (problem, group) = (self.problem, self.problem.group_size());
         let rows = pair.sequence.rows;
         let parts = parts(rows, group);
-        let tiles = rows.div_ceil(QUERY_TILE);
+        let tiling = Tiling::backward(self.kernels);
+        let tiles = rows.div_ceil(tiling.queries);
         if part >= parts || (parts == 1 && step > 0) {
             return;
         }
         let keys = key_extent(problem, &pair.sequence);
-        let chunk = keys.div_ceil(parts).next_multiple_of(KEY_TILE).max(KEY_TILE);
+        let chunk = keys.div_ceil(parts).next_multiple_of(tiling.keys).max(tiling.keys);
         let prefix = usize::from(problem.prefix_len() > 0);
         let chunks = keys.div_ceil(chunk) + prefix;
         let steps = parts.max(chunks);
@@ -80,12 +82,12 @@ impl BackwardPlan<'_, '_, '_> {
         let scratch = self.thread_scratch();
         let items = tiles * group;
         for item in items * part / parts..items * (part + 1) / parts {
-            let row = item % tiles * QUERY_TILE;
+            let row = item % tiles * tiling.queries;
             let segment = Segment {
                 sequence: pair.sequence,
                 head: pair.kv_head * group + item / tiles,
                 row,
-                rows: QUERY_TILE.min(rows - row),
+                rows: tiling.queries.min(rows - row),
             };
             let own = |first: usize, end: usize| {
                 KeySource::keys(problem, &segment).and_then(|s| s.clip(first, end))
@@ -146,14 +148,20 @@ impl BackwardPlan<'_, '_, '_> {
                     d_o_rows = self.paired_rows(d_o, segment.rows, scratch.d_o_rows);
                 }
             }
+            // A row's constants are not finite where it has seen such a key in any tile, and would give NaN for its hidden
+            // keys in every other one.
+            let constants =
+                |x: *mut f32| std::slice::from_raw_parts(x, segment.rows).iter().all(|x| x.is_finite());
+            let rows_finite = [v.lse(), v.w(), v.d_prime()].into_iter().all(constants)
+                && moves::all_finite(k, q, segment.rows, d)
+                && moves::all_finite(k, d_o, segment.rows, d);
             let mut first = true;
             for source in sources.iter().flatten() {
-                for (from, to, masked) in source.tiles(KEY_TILE) {
+                for (from, to, masked) in source.tiles(Tiling::backward(k).keys) {
                     let finite = !masked
-                        || (moves::all_finite(k, source.k.from(from), to - from, d)
-                            && moves::all_finite(k, source.v.from(from), to - from, d)
-                            && moves::all_finite(k, q, segment.rows, d)
-                            && moves::all_finite(k, d_o, segment.rows, d));
+                        || (rows_finite
+                            && moves::all_finite(k, source.k.from(from), to - from, d)
+                            && moves::all_finite(k, source.v.from(from), to - from, d));
                     let tile = Tile { from, keys: to - from, lanes, first };
                     self.scores(scratch, segment, source, &tile, masked);
                     let accumulators = self.accumulators(pair, source, from);
@@ -341,7 +349,7 @@ impl BackwardPlan<'_, '_, '_> {
                 } else {
                     Rows {
                         ptr: scratch.k_tile.at(0).cast::<u8>(),
-                        stride: self.padded * 4,
+                        stride: spread(self.padded) * 4,
                         dtype: DType::F32,
                     }
                 };
@@ -417,30 +425,29 @@ impl BackwardPlan<'_, '_, '_> {
             return rows;
         }
         let to = to.at(0);
-        // SAFETY: the scratch holds KEY_TILE rows of `padded` floats.
+        // SAFETY: the scratch holds a tile of spread rows.
         unsafe {
             if bf16 {
                 moves::pad_rows_bf16(rows, n, d, to.cast(), d + 1);
                 return Rows { ptr: to.cast::<u8>(), stride: (d + 1) * 2, dtype: DType::BF16 };
             }
-            moves::widen(self.kernels, rows, n, d, to, self.padded);
+            moves::widen(self.kernels, rows, n, d, to, spread(self.padded));
         }
-        Rows { ptr: to.cast::<u8>(), stride: self.padded * 4, dtype: DType::F32 }
+        Rows { ptr: to.cast::<u8>(), stride: spread(self.padded) * 4, dtype: DType::F32 }
     }
 
-    /// Rows of Q or dO as the right factor of an f32 product, and the floats between them: in place where possible, else in
-    /// `to`.
+    /// Rows of Q or dO as the right factor of an f32 product, and the floats between them. They are copied to `to` even where
+    /// they could be read in place: all tiles of keys read them, and the caller's rows are rarely an odd number of cache
+    /// lines apart.
     ///
     /// # Safety
     /// `n` rows are readable, `to` holds a tile of them.
     pub(super) unsafe fn natural_rows(&self, rows: Rows, n: usize, to: Floats) -> (*const f32, usize) {
         let d = self.problem.head_dim();
-        if self.in_place {
-            return (rows.ptr.cast(), rows.stride / 4);
-        }
-        // SAFETY: where rows are not read in place, the scratch holds QUERY_TILE rows of `padded` floats.
-        unsafe { moves::widen(self.kernels, rows, n, d, to.at(0), self.padded) };
-        (to.at(0), self.padded)
+        let ld = spread(self.padded);
+        // SAFETY: the scratch holds a tile of spread rows.
+        unsafe { moves::widen(self.kernels, rows, n, d, to.at(0), ld) };
+        (to.at(0), ld)
     }
 
     /// Rows of Q or dO in pairs, as the right factor of a bf16 product.
@@ -449,7 +456,7 @@ impl BackwardPlan<'_, '_, '_> {
     /// As for [`natural_rows`](Self::natural_rows).
     unsafe fn paired_rows(&self, rows: Rows, n: usize, to: Floats) -> (*const f32, usize) {
         let d = self.problem.head_dim();
-        // SAFETY: the scratch holds QUERY_TILE rows of `padded` floats, twice what pairs of rows take.
+        // SAFETY: the scratch holds a tile of rows of `padded` floats, twice what pairs of rows take.
         unsafe { moves::interleave_rows(self.kernels, rows, n, d, to.at(0), self.padded) };
         (to.at(0), self.padded)
     }

@@ -20,15 +20,12 @@ use super::moves::{self, RowsMut};
 use super::query_tile::Lanes;
 use super::simd::Kernels;
 use super::slots::Slots;
+use super::tiling::{Tiling, spread};
 use super::workspace::{Carver, Floats};
 use crate::attention::{Lengths, Problem, Sequence};
 use crate::call::Backward;
 use crate::tensor::{DType, TensorMut};
 
-/// Queries per tile.
-const QUERY_TILE: usize = 128;
-/// Keys per tile.
-const KEY_TILE: usize = 128;
 /// Rows that one part of a sequence holds at least, and the most parts of one.
 const PART_ROWS: usize = 1024;
 const MAX_PARTS: usize = 16;
@@ -82,10 +79,16 @@ struct Partials {
 }
 
 impl Partials {
-    fn carve(problem: &Problem<'_>, slots: &Slots, padded: usize, carver: &mut Carver) -> Self {
+    fn carve(
+        kernels: &Kernels,
+        problem: &Problem<'_>,
+        slots: &Slots,
+        padded: usize,
+        carver: &mut Carver,
+    ) -> Self {
         let s = &slots.shape;
         let heads = problem.query_heads();
-        let tiles = problem.rows().div_ceil(QUERY_TILE);
+        let tiles = problem.rows().div_ceil(Tiling::backward(kernels).queries);
         let count = if s.is_some() { tiles.div_ceil(4).clamp(1, MAX_PARTIALS) } else { 0 };
         let key_each = s.key_slot_rows() * padded;
         let value_each = s.value_slot_rows() * padded;
@@ -137,18 +140,18 @@ enum Products {
 /// One thread's scratch.
 #[derive(Clone, Copy)]
 struct ThreadScratch {
-    /// Qᵀ and dOᵀ `[d][QUERY_TILE]`, f32 or pairs of bf16.
+    /// Qᵀ and dOᵀ `[d][queries]`, f32 or pairs of bf16.
     qt: Floats,
     d_ot: Floats,
-    /// dQᵀ `[d][QUERY_TILE]`.
+    /// dQᵀ `[d][queries]`.
     d_qt: Floats,
-    /// Scores, then P; dP, then dS: `[KEY_TILE][QUERY_TILE]`.
+    /// Scores, then P; dP, then dS: `[keys][queries]`.
     s: Floats,
     dp: Floats,
     /// Derivative of the softcap, and dropout factors, of a tile.
     softcap: Floats,
     keep: Floats,
-    /// Q and dO in rows of `padded`, where they cannot be read in place; pairs of rows for bf16.
+    /// Q and dO in spread rows; pairs of rows of `padded` for bf16.
     q_rows: Floats,
     d_o_rows: Floats,
     /// A tile of K and one of V, where they cannot be read in place.
@@ -175,32 +178,32 @@ impl ThreadScratch {
         let d = problem.head_dim();
         let padded = d.next_multiple_of(kernels.lanes);
         let products = products(problem, kernels);
-        let tile = KEY_TILE * QUERY_TILE;
+        let Tiling { queries, keys } = Tiling::backward(kernels);
+        let tile = keys * queries;
         let a = problem.attention();
         let when = |yes: bool, n: usize| if yes { n } else { 0 };
         let bf16 = products == Products::Bf16;
-        let in_place = problem.dtype() == DType::F32 && d == padded;
         let s = &slots.shape;
         Self {
-            qt: carver.floats(d * QUERY_TILE),
-            d_ot: carver.floats(d * QUERY_TILE),
-            d_qt: carver.floats(d * QUERY_TILE),
+            qt: carver.floats(d * queries),
+            d_ot: carver.floats(d * queries),
+            d_qt: carver.floats(d * queries),
             s: carver.floats(tile),
             dp: carver.floats(tile),
             softcap: carver.floats(when(a.config.softcap.is_some(), tile)),
             keep: carver.floats(when(a.config.dropout.is_some(), tile)),
-            q_rows: carver.floats(when(!in_place, QUERY_TILE * padded)),
-            d_o_rows: carver.floats(when(!in_place, QUERY_TILE * padded)),
-            k_tile: carver.floats(when(problem.dtype() != DType::F32, KEY_TILE * padded)),
-            v_tile: carver.floats(when(problem.dtype() != DType::F32, KEY_TILE * padded)),
+            q_rows: carver.floats(queries * spread(padded)),
+            d_o_rows: carver.floats(queries * spread(padded)),
+            k_tile: carver.floats(when(problem.dtype() != DType::F32, keys * spread(padded))),
+            v_tile: carver.floats(when(problem.dtype() != DType::F32, keys * spread(padded))),
             p_rows: carver.floats(when(bf16, tile / 2)),
             ds_rows: carver.floats(when(bf16, tile / 2)),
             ds_pairs: carver.floats(when(bf16, tile / 2)),
-            z: carver.floats(s.key_slot_rows() * QUERY_TILE),
-            f: carver.floats((s.value_rank + 1) * QUERY_TILE),
-            g: carver.floats((s.value_rank + 1) * QUERY_TILE),
-            e: carver.floats(s.key_slot_rows() * QUERY_TILE),
-            lanes: Lanes::carve(QUERY_TILE, carver),
+            z: carver.floats(s.key_slot_rows() * queries),
+            f: carver.floats((s.value_rank + 1) * queries),
+            g: carver.floats((s.value_rank + 1) * queries),
+            e: carver.floats(s.key_slot_rows() * queries),
+            lanes: Lanes::carve(queries, carver),
         }
     }
 }
@@ -226,7 +229,7 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
         let d = problem.head_dim();
         let padded = d.next_multiple_of(kernels.lanes);
         let slots = Slots::carve(problem, carver);
-        let partials = Partials::carve(problem, &slots, padded, carver);
+        let partials = Partials::carve(kernels, problem, &slots, padded, carver);
         let (max_rows, max_keys) = (0..problem.sequences()).fold((0, 0), |(rows, keys), i| {
             let s = problem.sequence(i);
             (rows.max(s.rows), keys.max(key_extent(problem, &s)))

@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::{BackwardPlan, Pair, QUERY_TILE, ThreadScratch};
+use super::{BackwardPlan, Pair, ThreadScratch};
 use crate::call::SavedOutput;
 use crate::cpu::forward::inducer_tile;
 use crate::cpu::kernels::inducer::{InducerGradientTile, Value};
 use crate::cpu::moves;
 use crate::cpu::query_tile::{Segment, load_lanes, segment_rows};
 use crate::cpu::simd::gemm::Gemm;
+use crate::cpu::tiling::Tiling;
 use crate::inducer::{KeyGradients, ValueGradients};
 
 impl BackwardPlan<'_, '_, '_> {
@@ -19,6 +20,7 @@ impl BackwardPlan<'_, '_, '_> {
     pub(super) fn prepare(&self, start: usize, end: usize) {
         let partials = self.partials.count.max(1);
         let (heads, group) = (self.problem.query_heads(), self.problem.group_size());
+        let tile_rows = Tiling::backward(self.kernels).queries;
         (0..heads * partials).into_par_iter().for_each(|task| {
             let (head, partial) = (task / partials, task % partials);
             let scratch = self.thread_scratch();
@@ -27,10 +29,10 @@ impl BackwardPlan<'_, '_, '_> {
                 if pair.kv_head != head / group {
                     continue;
                 }
-                let tiles = pair.sequence.rows.div_ceil(QUERY_TILE);
+                let tiles = pair.sequence.rows.div_ceil(tile_rows);
                 for tile in tiles * partial / partials..tiles * (partial + 1) / partials {
-                    let row = tile * QUERY_TILE;
-                    let rows = QUERY_TILE.min(pair.sequence.rows - row);
+                    let row = tile * tile_rows;
+                    let rows = tile_rows.min(pair.sequence.rows - row);
                     let segment = Segment { sequence: pair.sequence, head, row, rows };
                     // SAFETY: a task stays on its thread, whose scratch is its own; rows of a head, and its partial
                     // sums, belong to one task.

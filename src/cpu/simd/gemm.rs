@@ -5,9 +5,11 @@
 //! [`Vector::GEMM_VECTORS`] vectors lives in registers while k runs; each step costs one load per vector of B, one
 //! broadcast per row of A, and their product in multiply-adds.
 //!
-//! **Every element of C is one chain of multiply-adds in the order of k**, starting from zero or (with `accumulate`) from
-//! C. So its value depends on its row of A, its column of B and the instruction set alone: not on the sizes of the
-//! product, on where in it the element lies, or on how k is split over calls that accumulate.
+//! **Every element of A·B is a chain of multiply-adds in the order of k**, starting from zero; after every [`K_BLOCK`] steps
+//! a new one begins, and chains are added up in order, to C if the product accumulates. So its value depends on its row of
+//! A, its column of B and the instruction set alone: not on the other sizes of the product or on where in it the element
+//! lies. Chains are short because a chain's rounding error grows with the square root of its length, relative to what
+//! has been summed: one over all keys of a long sequence would lose a digit.
 
 #![allow(unsafe_op_in_unsafe_fn, reason = "vector and pointer operations under the functions' contracts")]
 
@@ -75,19 +77,27 @@ unsafe fn one_by_one<V: Vector>(g: &Gemm) {
         let mut column = 0;
         while column < g.n {
             let c = g.c.add(row * g.c_row + column);
-            let mut acc = if g.accumulate { V::load(c) } else { V::zero() };
-            for i in 0..g.k {
-                let a = V::splat_unaligned(g.a.offset(row as isize * g.a_row + i as isize * g.a_col));
-                acc = V::dot_bf16(acc, a, V::load(g.b.add(i * g.b_row + column)));
+            let mut sum = if g.accumulate { V::load(c) } else { V::zero() };
+            let mut from = 0;
+            while from < g.k {
+                let to = g.k.min(from + K_BLOCK);
+                let mut acc = V::zero();
+                for i in from..to {
+                    let a = V::splat_unaligned(g.a.offset(row as isize * g.a_row + i as isize * g.a_col));
+                    acc = V::dot_bf16(acc, a, V::load(g.b.add(i * g.b_row + column)));
+                }
+                sum = acc.add(sum);
+                from = to;
             }
-            acc.store(c);
+            sum.store(c);
             column += V::LANES;
         }
     }
 }
 
-/// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by.
-const K_BLOCK: usize = 256;
+/// Steps of k for which a panel of B stays in the first-level cache next to the rows of A that pass by, and length of a
+/// chain of multiply-adds.
+pub(crate) const K_BLOCK: usize = 256;
 
 /// Most rows of any instance of the micro-kernel.
 const MAX_ROWS: usize = 12;
@@ -95,6 +105,11 @@ const MAX_ROWS: usize = 12;
 /// Rows of A that are a multiple of this many bytes apart meet in a few sets of the first-level cache and evict one
 /// another between two uses of a line.
 const CONFLICT: usize = 2048;
+
+/// Panels of columns from which on a strip of A is worth a copy: its rows are then a constant distance apart, which spares
+/// the micro-kernel address arithmetic, and are in the first-level cache for all panels but the first. Measured with
+/// vectors of eight lanes; with wider ones there are fewer panels, and a strip has more rows.
+const COPIED_PANELS: usize = 3;
 
 #[inline(always)]
 unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
@@ -119,16 +134,17 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
 }
 
 /// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level
-/// cache; but strips of rows that conflict there are copied aside, and each goes past all columns. One loop for both
-/// orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
+/// cache; but strips of rows that conflict there, or pass many panels, are copied aside, and each goes past all columns.
+/// One loop for both orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
 #[inline(always)]
 unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
     // A multiple of the cache line off a power of two.
     const STRIDE: usize = K_BLOCK + 16;
     let mut buffer = [const { core::mem::MaybeUninit::<f32>::uninit() }; MAX_ROWS * STRIDE];
     let strip: *mut f32 = buffer.as_mut_ptr().cast();
-    let conflict = g.a_col == 4 && g.m > 1 && g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
     let (tiles, panels) = (g.m.div_ceil(V::GEMM_ROWS), g.n.div_ceil(V::GEMM_VECTORS * V::LANES));
+    let conflict = g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
+    let copied = g.a_col == 4 && g.m > 1 && (conflict || (V::LANES <= 8 && panels >= COPIED_PANELS));
     let (mut tile, mut panel, mut row, mut column) = (0, 0, 0, 0);
     while tile < tiles && panel < panels {
         let rows = even_share(g.m - row, tiles - tile);
@@ -141,7 +157,7 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             c: g.c.add(row * g.c_row + column),
             ..*g
         };
-        if conflict {
+        if copied {
             if panel == 0 {
                 for r in 0..rows {
                     let from = block.a.offset(r as isize * g.a_row);
@@ -152,7 +168,7 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             block.a_row = 4 * STRIDE as isize;
         }
         tile_of_c::<V, PAIRS>(&block);
-        if conflict {
+        if copied {
             (panel, column) = (panel + 1, column + width);
             if panel == panels {
                 (panel, column) = (0, 0);
@@ -214,15 +230,14 @@ unsafe fn micro<
     g: &Gemm,
 ) {
     let mut acc = [[V::zero(); VECTORS]; ROWS];
-    if g.accumulate {
-        for r in 0..ROWS {
-            for v in 0..VECTORS {
-                acc[r][v] = V::load(g.c.add(r * g.c_row + v * V::LANES));
-            }
-        }
-    }
     let a_row = if ADJACENT { 4 } else { g.a_row };
-    let mut a = g.a;
+    // Addresses have room for an offset once or twice, but not three times: rows in threes, behind a pointer each. Left to
+    // itself, the compiler adds the offset up from row to row, once for every step.
+    let groups = if ADJACENT { 1 } else { ROWS.div_ceil(3) };
+    let mut a = [g.a; MAX_ROWS.div_ceil(3)];
+    for group in 1..groups {
+        a[group] = core::hint::black_box(g.a.offset(3 * group as isize * a_row));
+    }
     let mut b = g.b;
     for _ in 0..g.k {
         let mut b_vectors = [V::zero(); VECTORS];
@@ -230,7 +245,8 @@ unsafe fn micro<
             b_vectors[v] = V::load(b.add(v * V::LANES));
         }
         for r in 0..ROWS {
-            let a_element = V::splat_unaligned(a.offset(r as isize * a_row));
+            let (group, r_within) = if ADJACENT { (0, r) } else { (r / 3, r % 3) };
+            let a_element = V::splat_unaligned(a[group].offset(r_within as isize * a_row));
             for v in 0..VECTORS {
                 acc[r][v] = if PAIRS {
                     V::dot_bf16(acc[r][v], a_element, b_vectors[v])
@@ -239,12 +255,17 @@ unsafe fn micro<
                 };
             }
         }
-        a = a.offset(g.a_col);
-        b = b.add(g.b_row);
+        for group in 0..groups {
+            // Past the end after the last step.
+            a[group] = a[group].wrapping_offset(g.a_col);
+        }
+        b = b.wrapping_add(g.b_row);
     }
     for r in 0..ROWS {
         for v in 0..VECTORS {
-            acc[r][v].store(g.c.add(r * g.c_row + v * V::LANES));
+            let c = g.c.add(r * g.c_row + v * V::LANES);
+            let sum = if g.accumulate { acc[r][v].add(V::load(c)) } else { acc[r][v] };
+            sum.store(c);
         }
     }
 }

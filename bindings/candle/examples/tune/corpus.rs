@@ -133,12 +133,11 @@ fn prose_of_markdown(markdown: &str, prose: &mut String) {
     let start = prose.len();
     for line in markdown.lines() {
         let trimmed = line.trim_start();
+        let badge = trimmed.starts_with("[!");
+        let link = trimmed.starts_with('[') && trimmed.contains("]: ");
         if trimmed.starts_with("```") || trimmed.starts_with("~~~") {
             fenced = !fenced;
-        } else if !fenced
-            && !trimmed.starts_with("[!")
-            && !(trimmed.starts_with('[') && trimmed.contains("]: "))
-        {
+        } else if !(fenced || badge || link) {
             prose.push_str(line.trim_end());
             prose.push('\n');
         }

@@ -194,7 +194,7 @@ fn what_is_saved_loads_as_it_was() {
     assert_eq!(loaded.len(), weights.len());
     for (name, tensor) in &weights {
         let difference = (tensor - &loaded[name]).unwrap().abs().unwrap().max_all().unwrap();
-        assert_eq!(difference.to_scalar::<f32>().unwrap(), 0.0, "{name}");
+        assert!(difference.to_scalar::<f32>().unwrap() <= 0.0, "{name}");
     }
 }
 

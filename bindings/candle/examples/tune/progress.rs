@@ -29,7 +29,7 @@ impl Progress {
     }
 
     pub(crate) fn step(&self, progress: f64, loss: f64, tokens_per_second: f64) {
-        let message = format!("loss {loss:.3}  {:>6.0} tokens/s", tokens_per_second);
+        let message = format!("loss {loss:.3}  {tokens_per_second:>6.0} tokens/s");
         if self.bar.is_hidden() && self.printed.get().elapsed() >= PLAIN_EVERY {
             eprintln!("{:<LABEL$} {:>3.0}%  {message}", self.label, 100.0 * progress);
             self.printed.set(Instant::now());

@@ -67,22 +67,22 @@ pub(crate) fn table(frozen: &Frozen, outcomes: &[Outcome]) -> String {
 
 fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        for (column, cell) in row.iter().enumerate() {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
             let width = width(column);
-            text += &if column == 0 { format!("| {cell:<width$} ") } else { format!("| {cell:>width$} ") };
-        }
-        text += "|\n";
+            if column == 0 { format!("| {cell:<width$} ") } else { format!("| {cell:>width$} ") }
+        });
+        lines.push(cells.collect::<String>() + "|\n");
         if index == 0 {
-            for column in 0..N {
+            let cells = (0..N).map(|column| {
                 let dashes = "-".repeat(width(column));
-                text += &if column == 0 { format!("|-{dashes}-") } else { format!("|-{dashes}:") };
-            }
-            text += "|\n";
+                if column == 0 { format!("|-{dashes}-") } else { format!("|-{dashes}:") }
+            });
+            lines.push(cells.collect::<String>() + "|\n");
         }
     }
-    text
+    lines.concat()
 }
 
 /// 1234567 as 1 234 567.

@@ -58,23 +58,25 @@ fn ulps(y: f32, exact: f64) -> f64 {
 
 /// Whether the multiply-add of a table rounds once.
 fn fused(kernels: &Kernels) -> bool {
+    // −x² rounded, plus x² not rounded or rounded.
     let x = 1.0 + f32::EPSILON;
-    let b = vec![x; kernels.lanes];
-    let mut c = vec![-(x * x); kernels.lanes];
+    let a = [-(x * x), x];
+    let b: Vec<f32> = [1.0, x].into_iter().flat_map(|x| vec![x; kernels.lanes]).collect();
+    let mut c = vec![0.0; kernels.lanes];
     let g = Gemm {
         m: 1,
         n: kernels.lanes,
-        k: 1,
-        a: (&raw const x).cast(),
-        a_row: 4,
+        k: 2,
+        a: a.as_ptr().cast(),
+        a_row: 8,
         a_col: 4,
         b: b.as_ptr(),
-        b_row: 0,
+        b_row: kernels.lanes,
         c: c.as_mut_ptr(),
         c_row: 0,
-        accumulate: true,
+        accumulate: false,
     };
-    // SAFETY: one row of one vector, and one scalar.
+    // SAFETY: one row of one vector, and two scalars.
     unsafe { (kernels.gemm)(&g) };
     c[0] != 0.0
 }

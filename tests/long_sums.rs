@@ -1,0 +1,47 @@
+//! Accuracy where a sum has many terms: thousands of keys behind an O, thousands of queries behind a dK.
+
+mod common;
+
+use common::backend::backends;
+use common::case::Case;
+use common::compare::gradient_name;
+use common::run;
+use inducer_attention::reference::{self, Tensor};
+
+/// ‖x − reference‖ / ‖reference‖.
+fn error(x: &Tensor, reference: &Tensor) -> f64 {
+    assert_eq!(x.shape, reference.shape);
+    let norm = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut x.data.iter().zip(&reference.data).map(|(x, r)| x - r));
+    difference / norm(&mut reference.data.iter().copied())
+}
+
+fn check(case: &Case) {
+    let inputs = case.build();
+    let attention = inputs.attention();
+    let problem = attention.validate().expect("a valid case");
+    let exact = reference::Problem::from(&problem);
+    let upstream = reference::OutputGradients::from(&run::upstream(&inputs));
+    let outputs = reference::forward(&exact);
+    let gradients = reference::backward(&exact, &upstream);
+    for backend in backends().iter().filter(|b| b.supports(&problem)) {
+        let forward = run::forward(backend.as_ref(), &inputs).expect("a forward");
+        let o = error(&forward.named()[0].1, &outputs.o);
+        assert!(o <= 1e-6, "{}: O is off by {o:.2e}", backend.name());
+        let backward = run::backward(backend.as_ref(), &inputs, &forward).expect("a backward");
+        for ((name, x), (_, reference)) in backward.named().iter().zip(gradients.named()) {
+            let e = error(x, reference);
+            assert!(e <= 5e-6, "{}: {} is off by {e:.2e}", backend.name(), gradient_name(name));
+        }
+    }
+}
+
+#[test]
+fn over_many_keys() {
+    check(&Case { kv_heads: 1, rows: 16, keys: 16_000, head_dim: 32, logits: 1.0, ..Case::default() });
+}
+
+#[test]
+fn over_many_queries() {
+    check(&Case { kv_heads: 1, rows: 16_000, keys: 16, head_dim: 32, logits: 1.0, ..Case::default() });
+}
