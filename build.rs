@@ -19,6 +19,9 @@ mod nvcc;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 #[path = "build/pool.rs"]
 mod pool;
+#[cfg(feature = "cuda")]
+#[path = "build/probes.rs"]
+mod probes;
 
 #[cfg(feature = "emulator")]
 #[path = "build/emulator.rs"]
@@ -31,6 +34,8 @@ fn main() {
     kernel_list::generate();
     #[cfg(feature = "cuda")]
     fatbins::build();
+    #[cfg(feature = "cuda")]
+    probes::build();
     #[cfg(feature = "emulator")]
     emulator::build();
 }

@@ -12,15 +12,15 @@ use crate::pool;
 const KERNELS: &str = "kernels";
 
 /// What is compiled only for the host.
-const EMULATOR: &str = "kernels/emulator";
+pub const EMULATOR: &str = "kernels/emulator";
 
 /// The sources, those that take longest last: the pool begins with the last.
 const SOURCES: [&str; 4] = ["backward_finish", "backward_prepare", "forward_sm80", "backward_sm80"];
 
 /// Comma-separated architectures, such as `80,90`.
-const ARCHS: &str = "INDUCER_ATTENTION_CUDA_ARCHS";
+pub const ARCHS: &str = "INDUCER_ATTENTION_CUDA_ARCHS";
 /// A folder of fatbins and the [`MANIFEST`] that goes with them.
-const FATBINS: &str = "INDUCER_ATTENTION_CUDA_FATBINS";
+pub const FATBINS: &str = "INDUCER_ATTENTION_CUDA_FATBINS";
 const MANIFEST: &str = "SHA256SUMS";
 
 /// Writes to `OUT_DIR`: fatbins and their manifest, cubins, the assembler's report `ptxas.txt`, and `fatbins.rs`, an array of
@@ -174,7 +174,7 @@ fn threads() -> usize {
     std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).map_or(cores, |jobs: usize| jobs.min(cores))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a string grows");
         text

@@ -70,6 +70,9 @@ impl Backend for Cpu {
     }
 }
 
+/// Set it to a part of a name to run only those backends: a machine with a GPU may have no time for the others.
+const CHOICE: &str = "INDUCER_ATTENTION_TEST_BACKENDS";
+
 /// All backends that run on this machine. A further one joins by one line.
 pub fn backends() -> Vec<Box<dyn Backend>> {
     let mut all: Vec<Box<dyn Backend>> = Vec::new();
@@ -78,5 +81,9 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     all.push(Box::new(super::emulated::Emulated::default()));
     #[cfg(feature = "cuda")]
     all.extend(super::gpu::Gpu::find().map(|gpu| -> Box<dyn Backend> { Box::new(gpu) }));
+    if let Ok(part) = std::env::var(CHOICE) {
+        all.retain(|backend| backend.name().contains(&part));
+        assert!(!all.is_empty(), "no {part}: no backend here is called what {CHOICE} says");
+    }
     all
 }
