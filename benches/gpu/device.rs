@@ -63,7 +63,7 @@ impl Device {
         let peak = |dtype| card.peak(dtype).map_or_else(|| "?".into(), |p| format!("{:.0}", p / 1e12));
         format!(
             "{}, compute capability {}.{}, {} multiprocessors at up to {:.0} MHz, L2 {:.0} MB, memory {:.0} GB\n\
-             driver {}, CUDA {}.{}; ceilings by the maker's figures: {} TFLOP/s of 16 bits, {} of f32, {:.0} GB/s",
+             driver {}, CUDA {}.{}; ceilings at the highest clocks: {} TFLOP/s of 16 bits, {} of f32, {:.0} GB/s",
             card.name,
             card.capability.0,
             card.capability.1,

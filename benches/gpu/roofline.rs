@@ -1,4 +1,4 @@
-//! What a card can do at most, by its maker's figures, and which of the two ceilings bounds a pass.
+//! What a card can do at most: its units, by its maker's figures, at their highest clock; and which of the two ceilings bounds a pass.
 
 use inducer_attention::DType;
 
