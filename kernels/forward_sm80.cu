@@ -12,7 +12,7 @@
 //     adapters arrive        u, W → s0 → λ    ◄────┘ where K and V were
 //                            h;  O += λ h B + λ b
 //
-// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 56 KB for bf16 at head_dim 128. Two barriers a tile:
+// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 48 KB for bf16 at head_dim 128. Two barriers a tile:
 // one after K has arrived, which also says that all warps are done with V, and one after V has, likewise for K.
 #include "core/inducer.cuh"
 #include "core/softmax.cuh"

@@ -16,10 +16,10 @@
 // clang-format off
 #define FORWARD_KERNELS(X) \
     X(forward, bf16, 64, 128, 64, 4, 2) \
-    X(forward, bf16, 128, 128, 48, 4, 2) \
+    X(forward, bf16, 128, 128, 32, 4, 2) \
     X(forward, bf16, 256, 64, 32, 4, 2) \
     X(forward, f16, 64, 128, 64, 4, 2) \
-    X(forward, f16, 128, 128, 48, 4, 2) \
+    X(forward, f16, 128, 128, 32, 4, 2) \
     X(forward, f16, 256, 64, 32, 4, 2) \
     X(forward, f32, 64, 64, 64, 4, 2) \
     X(forward, f32, 128, 64, 32, 4, 2) \

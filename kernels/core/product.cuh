@@ -43,11 +43,23 @@ DEVICE void clear(float (&c)[MT][NT][4]) {
     }
 }
 
+// Where a lane reads: `lane_row` and `lane_chunk` (0 or 1) are its own; `row`, a multiple of 8, and `chunk`, of 2, are the same
+// in all lanes and known to the compiler, so that an address is the lane's part, computed once, and an exclusive or.
+template <class T, int D>
+DEVICE const char* fragment_address(const char* tile, int row, int chunk, int lane_row, int lane_chunk) {
+    if constexpr (D / kPerChunk<T> < 8) {
+        return chunk_address<T, D>(tile, row + lane_row, chunk + lane_chunk);
+    } else {
+        u32 part = static_cast<u32>(lane_row * kRowBytes<T, D>) + (static_cast<u32>(lane_chunk ^ (lane_row & 7)) << 4);
+        return tile + row * kRowBytes<T, D> + (chunk & ~7) * 16 + (part ^ (static_cast<u32>(chunk & 7) << 4));
+    }
+}
+
 // Fragments of A for mma from rows of a tile: a block of 16 rows from `row` on, 16 columns from chunk `chunk` on.
 template <class T, int D>
 DEVICE void load_a(u32 (&a)[4], const char* tile, int row, int chunk) {
     int lane = lane_index();
-    load_matrices(a, chunk_address<T, D>(tile, row + lane % 16, chunk + lane / 16));
+    load_matrices(a, fragment_address<T, D>(tile, row, chunk, lane % 16, lane / 16));
 }
 
 // Fragments of B for two blocks of 8 columns, where B's columns are the tile's rows from `row` on (B = tileᵀ): {b0, b1} of the
@@ -55,14 +67,22 @@ DEVICE void load_a(u32 (&a)[4], const char* tile, int row, int chunk) {
 template <class T, int D>
 DEVICE void load_b(u32 (&b)[4], const char* tile, int row, int chunk) {
     int lane = lane_index();
-    load_matrices(b, chunk_address<T, D>(tile, row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+    load_matrices(b, fragment_address<T, D>(tile, row, chunk, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 
 // The same where B's rows are the tile's rows (B = tile): 16 rows from `row` on, two blocks of 8 columns from `chunk` on.
 template <class T, int D>
 DEVICE void load_b_rows(u32 (&b)[4], const char* tile, int row, int chunk) {
     int lane = lane_index();
-    load_matrices_transposed(b, chunk_address<T, D>(tile, row + lane % 16, chunk + lane / 16));
+    load_matrices_transposed(b, fragment_address<T, D>(tile, row, chunk, lane % 16, lane / 16));
+}
+
+// Fragments of A where A's columns are the tile's rows (A = tileᵀ): 16 rows of A from chunk `chunk` on, 16 columns from the
+// tile's row `row` on.
+template <class T, int D>
+DEVICE void load_a_columns(u32 (&a)[4], const char* tile, int row, int chunk) {
+    int lane = lane_index();
+    load_matrices_transposed(a, fragment_address<T, D>(tile, row, chunk, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 
 // Fragments of A for mma from an accumulator: its columns 16·kt to 16·kt + 15, rounded to T.
@@ -198,45 +218,92 @@ struct FragmentsByTile<float, D, MT, KT, NT> {
     }
 };
 
+// ---- c += Aᵀ·B, both tiles with the same rows: A's with DA columns, B's with D. Sums over `Rows` rows -------------------------
+
+template <class T, int DA, int D, int MT, int NT, int Rows>
+struct ColumnsByTile {
+    static DEVICE void add(float (&c)[MT][NT][4], const char* a_tile, int a_column, const char* b_tile, int b_column) {
+        static_assert(Rows % 16 == 0 && NT % 2 == 0, "mma sums over 16");
+        UNROLL
+        for (int kt = 0; kt < Rows / 16; ++kt) {
+            u32 a[MT][4];
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) load_a_columns<T, DA>(a[mt], a_tile, kt * 16, a_column / 8 + mt * 2);
+            UNROLL
+            for (int np = 0; np < NT / 2; ++np) {
+                u32 b[4];
+                load_b_rows<T, D>(b, b_tile, kt * 16, b_column / 8 + np * 2);
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    mma(c[mt][2 * np], a[mt], b[0], b[1], T{});
+                    mma(c[mt][2 * np + 1], a[mt], b[2], b[3], T{});
+                }
+            }
+        }
+    }
+};
+
+template <int DA, int D, int MT, int NT, int Rows>
+struct ColumnsByTile<float, DA, D, MT, NT, Rows> {
+    static DEVICE void add(float (&c)[MT][NT][4], const char* a_tile, int a_column, const char* b_tile, int b_column) {
+        int g = lane_row(), t = lane_column();
+        NO_UNROLL
+        for (int row = 0; row < Rows; ++row) {
+            float a[MT][2];
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) {
+                a[mt][0] = *element_address<float, DA>(a_tile, row, a_column + mt * 16 + g);
+                a[mt][1] = *element_address<float, DA>(a_tile, row, a_column + mt * 16 + g + 8);
+            }
+            UNROLL
+            for (int nt = 0; nt < NT; ++nt) {
+                f32x2 b = *reinterpret_cast<const f32x2*>(element_address<float, D>(b_tile, row, b_column + nt * 8 + t));
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    c[mt][nt][0] = fused_multiply_add(a[mt][0], b.x, c[mt][nt][0]);
+                    c[mt][nt][1] = fused_multiply_add(a[mt][0], b.y, c[mt][nt][1]);
+                    c[mt][nt][2] = fused_multiply_add(a[mt][1], b.x, c[mt][nt][2]);
+                    c[mt][nt][3] = fused_multiply_add(a[mt][1], b.y, c[mt][nt][3]);
+                }
+            }
+        }
+    }
+};
+
 // ---- The same product where a mask meets a tile with numbers that are not finite -----------------------------------------
 
-// 0·NaN is NaN: where B holds a NaN or an infinity in a row that some row of P must not see, pairs that are hidden have to be
-// left out one by one. `first` and `end` give the rows of B that this lane's rows of P see. Slow, and rare.
-template <class T, int D, int MT, int KT, int NT>
-DEVICE void add_visible(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* tile, const Interval (&seen)[MT][2],
-                        int first_key) {
-    int lane = lane_index(), t = lane_column();
-    NO_UNROLL
-    for (int key = 0; key < KT * 8; ++key) {
-        int owner = (lane & ~3) | (key % 8 / 2);
+// 0·NaN is NaN: where B holds a NaN or an infinity in a row that some row of the result must not see, pairs that are hidden have
+// to be left out one by one. `visible(i)` gives the rows of the tile that row i of the warp's result takes in, `left(i, j)` what
+// multiplies row j there. Only rows `begin` to `end` are taken in. Slow, and rare.
+template <class T, int D, int MT, int NT, class Visible, class Left>
+DEVICE void add_visible(float (&c)[MT][NT][4], const char* tile, int column, int begin, int end, Visible visible, Left left) {
+    int t = lane_column();
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
         UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
+        for (int half = 0; half < 2; ++half) {
+            int i = mt * 16 + half * 8 + lane_row();
+            Interval seen = visible(i);
+            const int first = maximum(seen.first, begin), last = minimum(seen.end, end);
+            // A block of columns at a time: reading whole rows at once takes registers that are not there.
             UNROLL
-            for (int half = 0; half < 2; ++half) {
-                // p[mt][key / 8][…] without an index that the compiler does not know, which would put p into memory.
-                float mine = 0.0f;
-                UNROLL
-                for (int kt = 0; kt < KT; ++kt) {
-                    float x = key % 2 == 0 ? p[mt][kt][half * 2] : p[mt][kt][half * 2 + 1];
-                    mine = kt == key / 8 ? x : mine;
+            for (int nt = 0; nt < NT; ++nt) {
+                float x = 0.0f, y = 0.0f;
+                NO_UNROLL
+                for (int j = first; j < last; ++j) {
+                    float a = left(i, j);
+                    const T* b = element_address<T, D>(tile, j, column + nt * 8 + t);
+                    x = fused_multiply_add(a, to_float(b[0]), x);
+                    y = fused_multiply_add(a, to_float(b[1]), y);
                 }
-                float a = shuffle(mine, owner);
-                if (first_key + key < seen[mt][half].first || first_key + key >= seen[mt][half].end) continue;
-                UNROLL
-                for (int nt = 0; nt < NT; ++nt) {
-                    UNROLL
-                    for (int e = 0; e < 2; ++e) {
-                        float x = to_float(*element_address<T, D>(tile, key, nt * 8 + t + e));
-                        c[mt][nt][half * 2 + e] = fused_multiply_add(a, x, c[mt][nt][half * 2 + e]);
-                    }
-                }
+                c[mt][nt][half * 2] += x;
+                c[mt][nt][half * 2 + 1] += y;
             }
         }
     }
 }
 
-// The same with P laid down in shared memory, for kernels whose registers are full: `scratch` holds 16·MT rows of 8·KT
-// elements for this warp alone.
+// c += P·B in this way, P laid down in shared memory: `scratch` holds 16·MT rows of 8·KT elements for this warp alone.
 template <class T, int D, int MT, int KT, int NT, class Visible>
 DEVICE void add_visible_staged(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* tile, T* scratch,
                                Visible visible) {
@@ -251,26 +318,8 @@ DEVICE void add_visible_staged(float (&c)[MT][NT][4], const float (&p)[MT][KT][4
         }
     }
     sync_warp();
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            int row = mt * 16 + half * 8 + g;
-            Interval seen = visible(row);
-            NO_UNROLL
-            for (int key = maximum(seen.first, 0); key < minimum(seen.end, keys); ++key) {
-                float a = to_float(scratch[row * keys + key]);
-                UNROLL
-                for (int nt = 0; nt < NT; ++nt) {
-                    UNROLL
-                    for (int e = 0; e < 2; ++e) {
-                        float x = to_float(*element_address<T, D>(tile, key, nt * 8 + t + e));
-                        c[mt][nt][half * 2 + e] = fused_multiply_add(a, x, c[mt][nt][half * 2 + e]);
-                    }
-                }
-            }
-        }
-    }
+    add_visible<T, D>(c, tile, 0, 0, keys, visible,
+                      [&](int i, int j) { return to_float(scratch[i * keys + j]); });
 }
 
 }  // namespace inducer

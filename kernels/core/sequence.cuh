@@ -39,6 +39,12 @@ struct Sequence {
         i64 at = position(row);
         return {clamp64(at - left, key_start, key_end), clamp64(at + right + 1, key_start, key_end)};
     }
+
+    // The same relation from the other side: the rows that see a key that exists. Both bounds never decrease with the key.
+    DEVICE Interval seen_by(i32 key) const {
+        i64 at = static_cast<i64>(key) - offset;
+        return {clamp64(at - right, 0, rows), clamp64(at + left + 1, 0, rows)};
+    }
 };
 
 // Reads sequence `index` of the problem. Lists may hold anything: what they say is clamped to what the tensors hold. Index

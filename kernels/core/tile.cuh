@@ -1,7 +1,8 @@
 // Tiles in shared memory: rows of D elements, copied sixteen bytes (a chunk) at a time.
 //
 // Chunk c of row r lies at place c ^ (r % 8) of its row. The eight rows that one ldmatrix reads at the same c then lie in
-// eight different groups of four banks, and so do the rows that the lanes of a warp read in the f32 products.
+// eight different groups of four banks, and so do the rows that the lanes of a warp read in the f32 products. Rows of fewer
+// than eight chunks share 128 bytes with their neighbours; these all have the same place, and the next 128 bytes another one.
 #pragma once
 
 #include "../arch/arch.cuh"
@@ -15,15 +16,22 @@ template <class T, int D>
 constexpr int kRowBytes = D * static_cast<int>(sizeof(T));
 
 // The bits that change are kept apart from those that do not, which become the constant offset of an instruction.
-DEVICE int swizzled(int row, int chunk) { return (chunk & ~7) + ((chunk ^ row) & 7); }
+template <int Chunks>
+DEVICE int swizzled(int row, int chunk) {
+    if constexpr (Chunks < 8) {
+        return chunk ^ (row / (8 / Chunks) & (Chunks - 1));
+    } else {
+        return (chunk & ~7) + ((chunk ^ row) & 7);
+    }
+}
 
 template <class T, int D>
 DEVICE char* chunk_address(char* tile, int row, int chunk) {
-    return tile + row * kRowBytes<T, D> + (swizzled(row, chunk) << 4);
+    return tile + row * kRowBytes<T, D> + (swizzled<D / kPerChunk<T>>(row, chunk) << 4);
 }
 template <class T, int D>
 DEVICE const char* chunk_address(const char* tile, int row, int chunk) {
-    return tile + row * kRowBytes<T, D> + (swizzled(row, chunk) << 4);
+    return tile + row * kRowBytes<T, D> + (swizzled<D / kPerChunk<T>>(row, chunk) << 4);
 }
 template <class T, int D>
 DEVICE T* element_address(char* tile, int row, int column) {
@@ -40,14 +48,25 @@ template <class T, int D, int Rows, int Threads>
 DEVICE void load_tile(char* tile, const T* rows, i64 stride, int begin, int end, int head_dim) {
     constexpr int chunks = D / kPerChunk<T>, step = Threads / chunks;
     static_assert(Threads % chunks == 0 && Rows % step == 0, "a thread copies one chunk of every `step`-th row");
+    static_assert(chunks >= 8 && (step & (step - 1)) == 0, "rows of one thread differ by an exclusive or of their places");
     const int row = static_cast<int>(thread_index()) / chunks, chunk = static_cast<int>(thread_index()) % chunks;
-    const int last = chunk * kPerChunk<T> < head_dim ? end : begin;
+    const bool inside = chunk * kPerChunk<T> < head_dim;
     const T* from = rows + row * stride + chunk * kPerChunk<T>;
-    NO_UNROLL
-    for (int i = row; i < Rows; i += step) {
-        bool valid = i >= begin && i < last;
-        copy_async(chunk_address<T, D>(tile, i, chunk), valid ? from : rows, valid);
-        from += step * stride;
+    const i64 by = stride * step;
+    const u32 place = static_cast<u32>(row * kRowBytes<T, D> + (swizzled<chunks>(row, chunk) << 4));
+    if (begin <= 0 && end >= Rows) {
+        UNROLL
+        for (int i = 0; i < Rows; i += step) {
+            copy_async(tile + i * kRowBytes<T, D> + (place ^ ((i & 7) << 4)), inside ? from : rows, inside);
+            from += by;
+        }
+    } else {
+        NO_UNROLL
+        for (int i = 0; i < Rows; i += step) {
+            bool valid = inside && row + i >= begin && row + i < end;
+            copy_async(tile + i * kRowBytes<T, D> + (place ^ ((i & 7) << 4)), valid ? from : rows, valid);
+            from += by;
+        }
     }
 }
 
@@ -64,8 +83,8 @@ DEVICE bool own_chunks_not_finite(const char* tile) {
     const int row = static_cast<int>(thread_index()) / chunks, chunk = static_cast<int>(thread_index()) % chunks;
     u32 bits = 0;
     NO_UNROLL
-    for (int i = row; i < Rows; i += step) {
-        u32x4 v = *reinterpret_cast<const u32x4*>(chunk_address<T, D>(tile, i, chunk));
+    for (int i = 0; i < Rows; i += step) {
+        u32x4 v = *reinterpret_cast<const u32x4*>(chunk_address<T, D>(tile, row + i, chunk));
         bits |= not_finite(v.x, T{}) | not_finite(v.y, T{}) | not_finite(v.z, T{}) | not_finite(v.w, T{});
     }
     return bits != 0;
