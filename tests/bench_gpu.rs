@@ -1,7 +1,7 @@
 //! The GPU bench's arithmetic and command line, which need no GPU.
 
 #[path = "../benches/gpu/grid.rs"]
-#[allow(dead_code, reason = "only some of it is tested here")]
+#[cfg_attr(feature = "cuda", allow(dead_code, reason = "only some of it is tested here"))]
 mod grid;
 #[path = "../benches/gpu/options.rs"]
 #[allow(dead_code, reason = "only some of it is tested here")]

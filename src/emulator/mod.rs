@@ -220,8 +220,8 @@ pub unsafe fn launch(launch: &Launch<'_>, options: &Options) -> Report {
     // the caller vouches for the regions. The callbacks get the report and strings that end with zero.
     unsafe {
         raw::inducer_emulator_launch(
-            &raw_launch,
-            &raw_options,
+            &raw const raw_launch,
+            &raw const raw_options,
             (&raw mut report).cast(),
             note_fault,
             note_site,

@@ -50,9 +50,9 @@ fn pairs_of(row: &Row) -> impl Iterator<Item = (usize, usize, usize, usize)> {
 /// Rows that cover all pairs: each is the best of a few, which begin with a pair that is still missing.
 fn rows(seed: u64) -> Vec<Row> {
     let mut missing = HashSet::new();
-    for a in 0..FACTORS.len() {
-        for b in a + 1..FACTORS.len() {
-            missing.extend((0..FACTORS[a]).flat_map(|x| (0..FACTORS[b]).map(move |y| (a, x, b, y))));
+    for (a, &values) in FACTORS.iter().enumerate() {
+        for (b, &others) in FACTORS.iter().enumerate().skip(a + 1) {
+            missing.extend((0..values).flat_map(|x| (0..others).map(move |y| (a, x, b, y))));
         }
     }
     let mut state = seed;

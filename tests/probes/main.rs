@@ -47,9 +47,11 @@ impl Kernel {
 
 /// All machines here.
 fn machines() -> Vec<Box<dyn Machine>> {
-    let mut all: Vec<Box<dyn Machine>> = Vec::new();
-    #[cfg(feature = "emulator")]
-    all.push(Box::new(emulated::Emulator));
+    #[allow(unused_mut, reason = "a build without CUDA adds none")]
+    let mut all: Vec<Box<dyn Machine>> = vec![
+        #[cfg(feature = "emulator")]
+        Box::new(emulated::Emulator),
+    ];
     #[cfg(feature = "cuda")]
     match gpu::Gpu::open() {
         Ok(gpu) => all.push(Box::new(gpu)),
