@@ -3,25 +3,12 @@
 
 mod common;
 
-use common::backend::backends;
+use common::agreement;
 use common::case::{Case, InducerCase, KeyCase, Layout, LengthsCase, ValueCase};
-use common::compare::Judge;
-use common::run;
 use inducer_attention::{DType, Dropout};
 
 fn check(case: &Case) {
-    let inputs = case.build();
-    let judge = Judge::of(&inputs).expect("a valid case");
-    for backend in backends() {
-        let forward = run::forward(backend.as_ref(), &inputs).expect("a forward");
-        for (name, t) in forward.named() {
-            judge.output(name, &t).unwrap_or_else(|e| panic!("{}: {e}", backend.name()));
-        }
-        let backward = run::backward(backend.as_ref(), &inputs, &forward).expect("a backward");
-        for (name, t) in backward.named() {
-            judge.gradient(name, &t).unwrap_or_else(|e| panic!("{}: {e}", backend.name()));
-        }
-    }
+    agreement::check(case).unwrap_or_else(|e| panic!("{e}\n{case:#?}"));
 }
 
 /// Odd sizes, so that there are rests everywhere.
