@@ -37,15 +37,15 @@
     X(backward_prepare, f32, 256, 32, 0, 2, 1)
 
 #define BACKWARD_KERNELS(X) \
-    X(backward, bf16, 64, 64, 64, 4, 2) \
-    X(backward, bf16, 128, 64, 64, 4, 1) \
-    X(backward, bf16, 256, 32, 32, 2, 1) \
-    X(backward, f16, 64, 64, 64, 4, 2) \
-    X(backward, f16, 128, 64, 64, 4, 1) \
-    X(backward, f16, 256, 32, 32, 2, 1) \
-    X(backward, f32, 64, 32, 32, 2, 2) \
-    X(backward, f32, 128, 32, 32, 2, 1) \
-    X(backward, f32, 256, 16, 16, 1, 1)
+    X(backward, bf16, 64, 64, 128, 4, 2) \
+    X(backward, bf16, 128, 64, 128, 8, 1) \
+    X(backward, bf16, 256, 32, 64, 8, 1) \
+    X(backward, f16, 64, 64, 128, 4, 2) \
+    X(backward, f16, 128, 64, 128, 8, 1) \
+    X(backward, f16, 256, 32, 64, 8, 1) \
+    X(backward, f32, 64, 32, 64, 4, 2) \
+    X(backward, f32, 128, 32, 64, 4, 1) \
+    X(backward, f32, 256, 16, 32, 4, 1)
 
 #define BACKWARD_FINISH_KERNELS(X) \
     X(backward_finish, bf16, 256, 0, 0, 8, 1) \

@@ -123,6 +123,8 @@ struct BackwardParams {
     int32_t key_tiles;      // tiles of keys along a sequence
     int32_t prefix_tiles;   // tiles of the prefix
     int32_t partial_size;   // floats of one partial sum
+    int32_t finish_blocks;  // blocks of finish, any number
+    int32_t padding;
 };
 
 }  // namespace inducer

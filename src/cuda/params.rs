@@ -180,4 +180,6 @@ pub struct BackwardParams {
     pub key_tiles: i32,
     pub prefix_tiles: i32,
     pub partial_size: i32,
+    pub finish_blocks: i32,
+    pub padding: i32,
 }

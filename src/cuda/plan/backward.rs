@@ -139,6 +139,7 @@ pub fn backward(
         key_tiles: sizes.key_tiles as i32,
         prefix_tiles: sizes.prefix_tiles as i32,
         partial_size: sizes.partial_size as i32,
+        finish_blocks: BLOCKS as i32,
         ..params
     };
     let key_tasks = sizes.prefix_tiles + lists.parts() * sizes.key_tiles;
