@@ -316,7 +316,7 @@ DEVICE void backward(const BackwardParams& params) {
             }
             auto weighted = [&](int nt, auto use) {
                 float x[MT][2][4];
-                weighted_probabilities(x, s, statistics, first_row, nt);
+                weighted_probabilities(x, s, statistics, first_row, nt, probability_scale<T>(p));
                 use(x);
             };
             if (poisoned) {
@@ -458,6 +458,7 @@ DEVICE void backward(const BackwardParams& params) {
         batch = s.batch;
         if (task.tile == params.key_tiles - 1) clear_end = keys;
     }
+    const float value_scale = 1.0f / probability_scale<T>(p);
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
@@ -470,7 +471,7 @@ DEVICE void backward(const BackwardParams& params) {
                 int column = warp_column + fragment_column(ot, 0);
                 if (column >= p.head_dim) continue;
                 float k0 = dk[mt][ot][half * 2] * p.scale, k1 = dk[mt][ot][half * 2 + 1] * p.scale;
-                float v0 = dv[mt][ot][half * 2], v1 = dv[mt][ot][half * 2 + 1];
+                float v0 = dv[mt][ot][half * 2] * value_scale, v1 = dv[mt][ot][half * 2 + 1] * value_scale;
                 if (task.is_prefix) {
                     if (params.d_prefix_k.data != nullptr) {
                         *element(params.d_prefix_k, task.kv_head, key, column) = k0;

@@ -22,6 +22,17 @@ struct RowStatistics {
     static DEVICE f32x2 pair(const float (&x)[Rows], int row) { return *reinterpret_cast<const f32x2*>(x + row); }
 };
 
+// What probabilities are multiplied by before they are rounded to T. f16 has few digits under 2^-14, where w P often is.
+template <class T>
+DEVICE float probability_scale(const Problem&) {
+    return 1.0f;
+}
+template <>
+DEVICE float probability_scale<f16>(const Problem& p) {
+    // w P is at most 1, and w m̃ P what dropout keeps is multiplied by.
+    return 32768.0f / (p.flags & kDropout ? p.dropout_scale : 1.0f);
+}
+
 // s ← c·tanh(σs/c) − slope·|position − key|. `x.first_row` and `x.first_key` are the warp's first.
 template <int MT, int NT>
 DEVICE void transform_scores_of_keys(float (&s)[MT][NT][4], const ScoreContext& x) {
@@ -137,13 +148,14 @@ DEVICE void mark_dropped(float (&s)[MT][NT][4], const Problem& p, u32 stream, u3
     }
 }
 
-// to ← w m̃∘P of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P.
+// to ← w m̃∘P times `scale`, of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P.
 template <int MT, int NT, int Rows>
 DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][NT][4], const RowStatistics<Rows>& rows,
-                                   int first_row, int nt) {
+                                   int first_row, int nt, float scale) {
     UNROLL
     for (int block = 0; block < 2; ++block) {
         f32x2 weight = rows.pair(rows.weight, first_row + fragment_column(nt + block, 0));
+        weight = {weight.x * scale, weight.y * scale};
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL

@@ -42,6 +42,7 @@ const Entry kEntries[] = {
     FIELD(BackwardParams, partials), FIELD(BackwardParams, turns), FIELD(BackwardParams, ticket),
     FIELD(BackwardParams, row_tiles), FIELD(BackwardParams, prepare_tiles), FIELD(BackwardParams, chunks),
     FIELD(BackwardParams, key_tiles), FIELD(BackwardParams, prefix_tiles), FIELD(BackwardParams, partial_size),
+    FIELD(BackwardParams, finish_blocks),
 };
 
 }  // namespace
