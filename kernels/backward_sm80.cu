@@ -199,12 +199,13 @@ DEVICE void backward(const BackwardParams& params) {
         i32 end = (task.is_prefix ? p.prefix_len : s.key_end) - task.first_key;
         const T* address = row_address<const T>(from, task.is_prefix ? 0 : s.batch, task.kv_head,
                                                 static_cast<i64>(task.first_key) + (task.is_prefix ? 0 : s.key_base));
-        load_tile<T, D, Keys, Threads>(to, address, from.row, begin, end, p.head_dim);
+        load_tile<T, D, Keys, Threads, false>(to, address, from.row, begin, end, p.head_dim);
     };
     auto load_rows = [&](char* to, const Tensor& from, const BackwardItem& item) {
         const Sequence& s = item.sequence;
-        load_tile<T, D, Rows, Threads>(to, row_address<const T>(from, s.batch, item.head, static_cast<i64>(s.row_base) + item.row),
-                                       from.row, 0, item.rows, p.head_dim);
+        load_tile<T, D, Rows, Threads, false>(
+            to, row_address<const T>(from, s.batch, item.head, static_cast<i64>(s.row_base) + item.row), from.row, 0, item.rows,
+            p.head_dim);
     };
     // One row's numbers, read by the thread of that index, and where they are laid down.
     struct RowNumbers {
@@ -354,7 +355,7 @@ DEVICE void backward(const BackwardParams& params) {
             }
             float dp[MT][NT][4];
             clear(dp);
-            RowsByRows<T, D, MT, NT, Tile::kUnroll>::add(dp, v_tile, warp_key, d_o_tile, first_row);
+            RowsByRows<T, D, MT, NT, Tile::kUnroll / 2>::add(dp, v_tile, warp_key, d_o_tile, first_row);
             score_gradients(dp, s, statistics, first_row);
             if (!Tile::kOwnPlace) sync_threads();   // all are done with dO
             store_scores(d_s_tile, dp, first_row);

@@ -288,7 +288,7 @@ DEVICE void add_visible(float (&c)[MT][NT][4], const char* tile, int column, int
             // A block of columns at a time: reading whole rows at once takes registers that are not there.
             UNROLL
             for (int nt = 0; nt < NT; ++nt) {
-                float x = 0.0f, y = 0.0f;
+                float &x = c[mt][nt][half * 2], &y = c[mt][nt][half * 2 + 1];
                 NO_UNROLL
                 for (int j = first; j < last; ++j) {
                     float a = left(i, j);
@@ -296,8 +296,6 @@ DEVICE void add_visible(float (&c)[MT][NT][4], const char* tile, int column, int
                     x = fused_multiply_add(a, to_float(b[0]), x);
                     y = fused_multiply_add(a, to_float(b[1]), y);
                 }
-                c[mt][nt][half * 2] += x;
-                c[mt][nt][half * 2 + 1] += y;
             }
         }
     }

@@ -44,7 +44,8 @@ DEVICE const T* element_address(const char* tile, int row, int column) {
 
 // Starts to copy Rows rows of head_dim elements into a tile; `rows` points to the first one in global memory. Rows outside
 // [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part.
-template <class T, int D, int Rows, int Threads>
+// Where registers are scarce, `Fast` is false.
+template <class T, int D, int Rows, int Threads, bool Fast = true>
 DEVICE void load_tile(char* tile, const T* rows, i64 stride, int begin, int end, int head_dim) {
     constexpr int chunks = D / kPerChunk<T>, step = Threads / chunks;
     static_assert(Threads % chunks == 0 && Rows % step == 0, "a thread copies one chunk of every `step`-th row");
@@ -54,7 +55,7 @@ DEVICE void load_tile(char* tile, const T* rows, i64 stride, int begin, int end,
     const T* from = rows + row * stride + chunk * kPerChunk<T>;
     const i64 by = stride * step;
     const u32 place = static_cast<u32>(row * kRowBytes<T, D> + (swizzled<chunks>(row, chunk) << 4));
-    if (begin <= 0 && end >= Rows) {
+    if (Fast && begin <= 0 && end >= Rows) {
         UNROLL
         for (int i = 0; i < Rows; i += step) {
             copy_async(tile + i * kRowBytes<T, D> + (place ^ ((i & 7) << 4)), inside ? from : rows, inside);
