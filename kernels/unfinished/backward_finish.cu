@@ -1,0 +1,80 @@
+// What the backward does after its main pass: dQ is rounded, the adapters' partial sums are added up and written where they
+// belong. Memory traffic, nothing else: a warp takes a row of dQ at a time, a thread a number of a head's partial sum, which it
+// adds up in the order of the chunks.
+//
+// Blocks share out the rows of dQ, then the numbers. No shared memory, no barriers.
+#include "core/partials.cuh"
+#include "core/product.cuh"
+#include "list.h"
+
+namespace inducer {
+
+// Writes a number of a partial sum to the gradient it belongs to; `row` counts the layout's rows.
+DEVICE void write_row(const AdapterGradients& to, i32 rank, i32 head, i32 row, i32 column, float x) {
+    if (row < rank) {
+        if (to.down_weight.data != nullptr) *element(to.down_weight, head, column, row) = x;
+    } else if (row < 2 * rank) {
+        if (to.up_weight.data != nullptr) *element(to.up_weight, head, row - rank, column) = x;
+    } else {
+        if (to.up_bias.data != nullptr) *element(to.up_bias, head, column, 0) = x;
+    }
+}
+
+DEVICE void write_number(const BackwardParams& params, const PartialLayout& layout, i32 head, i32 index, float x) {
+    if (index < layout.biases) {
+        i32 row = index / params.problem.head_dim, column = index % params.problem.head_dim;
+        bool is_key = row < layout.key_rows;
+        write_row(is_key ? params.d_key : params.d_value, is_key ? layout.key_rank : layout.value_rank, head,
+                  is_key ? row : row - layout.key_rows, column, x);
+        return;
+    }
+    i32 j = index - layout.biases;
+    if (j < layout.key_rank) {
+        if (params.d_key.down_bias.data != nullptr) *element(params.d_key.down_bias, head, j, 0) = x;
+    } else if (j < layout.key_rank + layout.value_rank) {
+        if (params.d_value.down_bias.data != nullptr) *element(params.d_value.down_bias, head, j - layout.key_rank, 0) = x;
+    } else if (params.problem.key_kind == kKeyLogitPerHead) {
+        if (params.d_logit.data != nullptr) *element(params.d_logit, 0, head, 0) = x;
+    }
+}
+
+template <class T, int Warps>
+DEVICE void backward_finish(const BackwardParams& params) {
+    const Problem& p = params.problem;
+    const i64 batch = p.cu_seqlens_q != nullptr ? 1 : p.sequences;
+    const i64 rows = batch * p.query_heads * p.rows;
+    const i64 warps = static_cast<i64>(params.finish_blocks) * Warps;
+    NO_UNROLL
+    for (i64 row = static_cast<i64>(block_x()) * Warps + warp_index(); row < rows; row += warps) {
+        const i64 pair = row / p.rows;
+        T* to = row_address<T>(params.d_q, static_cast<i32>(pair / p.query_heads), static_cast<i32>(pair % p.query_heads),
+                               row % p.rows);
+        const float* from = params.d_q_sum + row * p.head_dim;
+        NO_UNROLL
+        for (int column = lane_index() * 2; column < p.head_dim; column += 64) {
+            f32x2 x = *reinterpret_cast<const f32x2*>(from + column);
+            store_pair(to + column, x.x, x.y);
+        }
+    }
+    if (p.key_kind == kKeyNone) return;
+    const PartialLayout layout(p);
+    const i64 numbers = static_cast<i64>(p.query_heads) * layout.floats;
+    NO_UNROLL
+    for (i64 i = static_cast<i64>(block_x()) * (Warps * 32) + thread_index(); i < numbers; i += warps * 32) {
+        const i32 head = static_cast<i32>(i / layout.floats), index = static_cast<i32>(i % layout.floats);
+        float sum = 0.0f;
+        NO_UNROLL
+        for (i32 chunk = 0; chunk < params.chunks; ++chunk) {
+            sum += params.partials[(static_cast<i64>(chunk) * p.query_heads + head) * params.partial_size + index];
+        }
+        write_number(params, layout, head, index, sum);
+    }
+}
+
+}  // namespace inducer
+
+#define BACKWARD_FINISH_INSTANCE(pass, type, dim, rows, keys, warps, blocks)                                                 \
+    KERNEL(pass##_##type##_d##dim, inducer::BackwardParams, warps * 32, blocks, 0) {                                        \
+        inducer::backward_finish<inducer::type, warps>(params);                                                             \
+    }
+BACKWARD_FINISH_KERNELS(BACKWARD_FINISH_INSTANCE)

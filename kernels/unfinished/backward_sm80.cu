@@ -1,0 +1,508 @@
+// The main pass of the backward for sm_80 and newer: dQ, dK, dV. It is the plain attention's; of the inducer it sees a factor w
+// and a constant D′ per row (see backward_prepare.cu).
+//
+// A task is one tile of keys (or of the prefix) of one kv head; a block takes one. A warp owns 16 or 32 of the keys for good,
+// so that dK and dV stay in its registers. Where these would not fit, two warps own the same keys, each half of the columns, and
+// both compute the scores.
+//
+//     K, V ─────────────────────────────────────────────────────┐ stay in shared memory
+//     for each query head of the group, each tile of queries    │
+//         Q arrives           Pᵀ = exp(K Qᵀ − lse)              │ while dO is under way
+//         dO arrives          dV += (w P∘m̃)ᵀ dO                 │
+//                             dSᵀ = P ∘ (w m̃∘(V dOᵀ) − D′)  ────┼─► shared memory, where dO was
+//                             dK += dSᵀ Q                       │
+//         dS is complete      dQ += dS K                        │ while the next Q is under way
+//     ──────────────────────────────────────────────────────────┘
+//     dK, dV are written
+//
+// dS Kᵀ's rows are shared out among all warps anew. dQ is gathered in f32 in global memory, in the order of the key tiles, so
+// that sums do not depend on which block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits
+// until all before its own have. Blocks draw their tasks from `ticket`, in an order in which a tile waits only for tiles with
+// smaller tickets: these have been drawn by blocks that run already, so that whoever waits, waits for someone who can go on.
+//
+// Shared memory: K, V [keys], Q, dO [rows], each of head_dim columns, dS [keys, rows] in a place of its own if there is room for
+// it; 97 KB for bf16 at head_dim 128. Barriers: one after Q has arrived (dQ is written, its turn may pass on), one after dO has,
+// one before dS overwrites it, one after dS is there, one after the turn has come. Where dS has a place of its own, dO arrives
+// with Q, and the second and third are not needed.
+#include "core/gradient.cuh"
+#include "list.h"
+
+namespace inducer {
+
+// What a block works on: a tile of queries of one head. It lies in shared memory, from where it is read when it is needed;
+// thread 0 prepares the next one while the others work on the last.
+struct BackwardItem {
+    Sequence sequence;
+    i32 head;
+    i32 tile;               // of queries
+    i32 first_tile, tiles_end;      // those that see the keys
+    i32 row, rows;          // first row of the tile, local to the sequence, and how many
+    i32 masked;             // some row of the tile does not see some key
+    i32 turn;               // tiles of keys that add to this tile of dQ before
+    i32 exists;
+    u32 dropout_head;
+    float slope;            // ALiBi
+};
+
+struct BackwardTask {
+    BackwardItem items[2];
+    i32 is_prefix;
+    i32 kv_head;
+    i32 sequence;           // index; of the prefix, the first
+    i32 first_key;          // of the tile, local to its source
+    i32 tile;
+    i32 keys_not_finite;
+};
+constexpr int kTaskBytes = 384;
+static_assert(sizeof(BackwardTask) <= kTaskBytes);
+
+template <class T, int D, int Rows, int Keys, int Warps>
+struct BackwardTile {
+    static constexpr int kThreads = Warps * 32;
+    // Columns of dK and dV are shared by this many warps.
+    static constexpr int kColumnGroups = 16 * Warps > Keys ? 16 * Warps / Keys : 1;
+    static constexpr int kKeyGroups = Warps / kColumnGroups;
+    static constexpr int kKeyBlocks = Keys / (16 * kKeyGroups);     // of 16 keys, per warp
+    static constexpr int kColumns = D / kColumnGroups;              // of dK and dV, per warp
+    // Scores of all rows at once do not fit the registers of a warp with 32 keys.
+    static constexpr int kScoreRows = kKeyBlocks == 1 || Rows < 32 ? Rows : 32;
+    // Blocks of 16 columns of a product that are laid out at once: addresses for more do not fit the registers.
+    static constexpr int kUnroll = D == 64 ? 2 : 4;
+    // How dQ is shared: a warp owns 32 rows (or the 16 there are) and some columns.
+    static constexpr int kQueryBlocks = Rows < 32 ? 1 : 2;
+    static constexpr int kQueryGroups = Rows / (16 * kQueryBlocks);
+    static constexpr int kQueryColumns = D * kQueryGroups / Warps;
+
+    static constexpr int kStatisticsBytes = static_cast<int>(sizeof(RowStatistics<Rows>));
+    static constexpr int kKeyBytes = Keys * kRowBytes<T, D>;
+    static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
+    static constexpr int kScoreBytes = Keys * kRowBytes<T, Rows>;
+    static constexpr int kAllBytes = kTaskBytes + kStatisticsBytes + 2 * kKeyBytes + 2 * kQueryBytes;
+    static constexpr bool kOwnPlace = kAllBytes + kScoreBytes <= 99 * 1024;
+    static constexpr int kSharedBytes = kAllBytes + (kOwnPlace ? kScoreBytes : 0);
+    static_assert(kOwnPlace || (kScoreBytes <= kQueryBytes && kScoreRows == Rows), "dS fits where dO was");
+    static_assert(kStatisticsBytes % 128 == 0 || Rows < 32, "tiles begin at multiples of 128 bytes");
+    static_assert(Rows <= kThreads && kQueryColumns % 16 == 0 && kRowBytes<T, kColumns> % 128 == 0);
+};
+
+// Which tiles of queries see the task's keys; none if tiles_end = first_tile.
+template <int Rows, int Keys>
+DEVICE void find_tiles(BackwardItem& item, const BackwardTask& task, const BackwardParams& params) {
+    const Sequence& s = item.sequence;
+    i32 begin = 0, end = s.rows;
+    if (!task.is_prefix) {
+        i32 first = maximum(task.first_key, s.key_start), last = minimum(task.first_key + Keys, s.key_end) - 1;
+        begin = s.seen_by(first).first;
+        end = first <= last ? s.seen_by(last).end : 0;
+    }
+    item.first_tile = begin / Rows;
+    item.tiles_end = begin < end ? minimum(ceil_divide(end, Rows), params.row_tiles) : item.first_tile;
+    item.tile = item.first_tile;
+}
+
+// Completes the item if its tile exists; otherwise goes on to the next head, and for the prefix to the next sequence.
+template <int Rows, int Keys>
+DEVICE void seek(BackwardItem& item, const BackwardTask& task, const BackwardParams& params) {
+    const Problem& p = params.problem;
+    const i32 group = p.query_heads / p.kv_heads;
+    while (item.tile >= item.tiles_end) {
+        ++item.head;
+        if (item.head == (task.kv_head + 1) * group) {
+            i32 next = item.sequence.index + 1;
+            if (!task.is_prefix || next >= p.sequences) {
+                item.exists = 0;
+                return;
+            }
+            item.sequence = read_sequence(p, next);
+            item.head = task.kv_head * group;
+        }
+        find_tiles<Rows, Keys>(item, task, params);
+    }
+    const Sequence& s = item.sequence;
+    item.row = item.tile * Rows;
+    item.rows = minimum(s.rows - item.row, Rows);
+    item.turn = task.tile;
+    if (task.is_prefix) {
+        item.masked = task.first_key + Keys > p.prefix_len;
+    } else {
+        Interval top = s.visible(item.row), bottom = s.visible(item.row + item.rows - 1);
+        item.masked = task.first_key < bottom.first || task.first_key + Keys > top.end;
+        // The tiles of keys that a tile of queries sees follow one another.
+        item.turn += params.prefix_tiles - top.first / Keys;
+    }
+    // Rows that do not exist see nothing.
+    item.masked = item.masked || item.rows < Rows;
+    item.dropout_head = static_cast<u32>(s.index) * static_cast<u32>(p.query_heads) + static_cast<u32>(item.head);
+    item.slope = p.flags & kAlibi && !task.is_prefix
+                     ? p.alibi_slopes[static_cast<i64>(s.index) * p.alibi_sequence_stride + item.head]
+                     : 0.0f;
+    item.exists = 1;
+}
+
+// Thread 0 draws a task and finds its first item.
+template <int Rows, int Keys>
+DEVICE void draw_task(BackwardTask& task, const BackwardParams& params) {
+    const Problem& p = params.problem;
+    i32 ticket = fetch_add(params.ticket, 1);
+    const i32 prefix_tasks = p.kv_heads * params.prefix_tiles;
+    task.is_prefix = ticket < prefix_tasks;
+    i32 tiles = task.is_prefix ? params.prefix_tiles : params.key_tiles;
+    i32 index = task.is_prefix ? ticket : ticket - prefix_tasks;
+    task.tile = index % tiles;
+    task.first_key = task.tile * Keys;
+    task.kv_head = index / tiles % p.kv_heads;
+    task.sequence = index / tiles / p.kv_heads;
+    BackwardItem& item = task.items[0];
+    item.exists = 0;
+    item.head = task.kv_head * (p.query_heads / p.kv_heads);
+    if (!task.is_prefix || p.sequences > 0) {
+        item.sequence = read_sequence(p, task.sequence);
+        find_tiles<Rows, Keys>(item, task, params);
+        seek<Rows, Keys>(item, task, params);
+    }
+}
+
+// Index of a row in the workspace.
+DEVICE i64 workspace_row(const Problem& p, const Sequence& s, i32 head, i32 row) {
+    return (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base + row;
+}
+
+template <class T, int D, int Rows, int Keys, int Warps>
+DEVICE void backward(const BackwardParams& params) {
+    using Tile = BackwardTile<T, D, Rows, Keys, Warps>;
+    constexpr int MT = Tile::kKeyBlocks, OT = Tile::kColumns / 8, Threads = Tile::kThreads;
+    constexpr int ScoreRows = Tile::kScoreRows, NT = ScoreRows / 8;
+    constexpr int QB = Tile::kQueryBlocks, QT = Tile::kQueryColumns / 8;
+    const Problem& p = params.problem;
+    auto& task = *reinterpret_cast<BackwardTask*>(shared_memory());
+    auto& statistics = *reinterpret_cast<RowStatistics<Rows>*>(shared_memory() + kTaskBytes);
+    char* k_tile = shared_memory() + kTaskBytes + Tile::kStatisticsBytes;
+    char* v_tile = k_tile + Tile::kKeyBytes;
+    char* q_tile = v_tile + Tile::kKeyBytes;
+    char* d_o_tile = q_tile + Tile::kQueryBytes;
+    char* d_s_tile = Tile::kOwnPlace ? d_o_tile + Tile::kQueryBytes : d_o_tile;
+    const int thread = static_cast<int>(thread_index());
+    // What is known to be 0 is said to be, which saves registers.
+    const int warp_key = warp_index() % Tile::kKeyGroups * (MT * 16);
+    const int warp_column = Tile::kColumnGroups == 1 ? 0 : warp_index() / Tile::kKeyGroups * Tile::kColumns;
+    const int query_row = Tile::kQueryGroups == 1 ? 0 : warp_index() % Tile::kQueryGroups * (QB * 16);
+    const int query_column = warp_index() / Tile::kQueryGroups * Tile::kQueryColumns;
+    // The warp's columns of a tile. They begin at a multiple of 128 bytes, where swizzling begins anew.
+    auto own_columns = [&](const char* tile) { return tile + warp_column * static_cast<int>(sizeof(T)); };
+
+    if (thread == 0) draw_task<Rows, Keys>(task, params);
+    sync_threads();
+
+    auto load_keys = [&](char* to, const Tensor& keys, const Tensor& prefix, const Sequence& s) {
+        const Tensor& from = task.is_prefix ? prefix : keys;
+        i32 begin = task.is_prefix ? 0 : s.key_start - task.first_key;
+        i32 end = (task.is_prefix ? p.prefix_len : s.key_end) - task.first_key;
+        const T* address = row_address<const T>(from, task.is_prefix ? 0 : s.batch, task.kv_head,
+                                                static_cast<i64>(task.first_key) + (task.is_prefix ? 0 : s.key_base));
+        load_tile<T, D, Keys, Threads>(to, address, from.row, begin, end, p.head_dim);
+    };
+    auto load_rows = [&](char* to, const Tensor& from, const BackwardItem& item) {
+        const Sequence& s = item.sequence;
+        load_tile<T, D, Rows, Threads>(to, row_address<const T>(from, s.batch, item.head, static_cast<i64>(s.row_base) + item.row),
+                                       from.row, 0, item.rows, p.head_dim);
+    };
+    // One row's numbers, read by the thread of that index, and where they are laid down.
+    struct RowNumbers {
+        float lse, weight, constant;
+    };
+    auto read_numbers = [&](const BackwardItem& item) {
+        RowNumbers x{infinity(), 0.0f, 0.0f};
+        if (thread < item.rows) {
+            const Sequence& s = item.sequence;
+            float lse = *element(params.lse, s.batch, item.head, static_cast<i64>(s.row_base) + item.row + thread);
+            i64 at = workspace_row(p, s, item.head, item.row + thread);
+            if (lse != -infinity()) x.lse = lse * kLog2E;
+            x.weight = params.row_factor[at] * (p.flags & kDropout ? p.dropout_scale : 1.0f);
+            x.constant = params.row_constant[at];
+        }
+        return x;
+    };
+    auto lay_down = [&](const RowNumbers& x) {
+        if (thread < Rows) {
+            statistics.lse[thread] = x.lse;
+            statistics.weight[thread] = x.weight;
+            statistics.constant[thread] = x.constant;
+        }
+    };
+
+    // Lays down the warp's part of Pᵀ or dSᵀ, once where two warps have the same.
+    auto store_scores = [&](char* tile, const auto& s, int first_row) {
+        constexpr int tiles = static_cast<int>(sizeof(s[0]) / sizeof(s[0][0]));
+        if (warp_column > 0) return;
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int nt = 0; nt < tiles; ++nt) {
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    store_pair(element_address<T, Rows>(tile, warp_key + fragment_row(mt, half * 2),
+                                                        first_row + fragment_column(nt, 0)),
+                               s[mt][nt][half * 2], s[mt][nt][half * 2 + 1]);
+                }
+            }
+        }
+    };
+
+    float dk[MT][OT][4], dv[MT][OT][4];
+    clear(dk);
+    clear(dv);
+    if (task.items[0].exists) {
+        load_keys(k_tile, p.k, p.prefix_k, task.items[0].sequence);
+        load_keys(v_tile, p.v, p.prefix_v, task.items[0].sequence);
+        load_rows(q_tile, p.q, task.items[0]);
+        if (Tile::kOwnPlace) load_rows(d_o_tile, params.d_o, task.items[0]);
+        copy_commit();
+        lay_down(read_numbers(task.items[0]));
+        copy_wait<0>();
+        // In a register of its own, the answer would be one too many.
+        bool not_finite = sync_threads_or(own_chunks_not_finite<T, D, Keys, Threads>(k_tile));
+        if (thread == 0) task.keys_not_finite = not_finite;
+        sync_threads();
+    }
+
+    for (int slot = 0; task.items[slot].exists; slot ^= 1) {
+        const BackwardItem& item = task.items[slot];
+        if (!Tile::kOwnPlace) {
+            load_rows(d_o_tile, params.d_o, item);
+            copy_commit();
+        }
+        if (thread == 0) {
+            BackwardItem& next = task.items[slot ^ 1];
+            next = item;
+            ++next.tile;
+            seek<Rows, Keys>(next, task, params);
+        }
+        bool poisoned = false;
+        NO_UNROLL
+        for (int first_row = 0; first_row < Rows; first_row += ScoreRows) {
+            float s[MT][NT][4];
+            clear(s);
+            RowsByRows<T, D, MT, NT, Tile::kUnroll>::add(s, k_tile, warp_key, q_tile, first_row);
+            if (p.flags & kTransform) {
+                ScoreContext context{p, item.sequence, item.slope, item.row + first_row, task.first_key + warp_key};
+                transform_scores_of_keys(s, context);
+            }
+            probabilities(s, statistics, first_row, exponent_scale(p));
+            // Rows of the tile that see the warp's key `i`.
+            auto seen_by = [&](int i) {
+                const Sequence& q = item.sequence;
+                i32 key = task.first_key + warp_key + i;
+                bool exists = task.is_prefix ? key < p.prefix_len : key >= q.key_start && key < q.key_end;
+                Interval rows = task.is_prefix ? Interval{0, q.rows} : q.seen_by(key);
+                return Interval{rows.first - item.row, exists ? rows.end - item.row : -1};
+            };
+            if (item.masked) {
+                hide(s, first_row, seen_by);
+            }
+            if (p.flags & kDropout) {
+                mark_dropped(s, p, task.is_prefix ? kDropPrefix : kDropKeys, item.dropout_head, item.row + first_row,
+                             task.first_key + warp_key);
+            }
+            if (!Tile::kOwnPlace || item.masked) {
+                if (first_row == 0) {
+                    copy_wait<0>();
+                    if (item.masked) {
+                        poisoned = sync_threads_or(task.keys_not_finite != 0 || own_chunks_not_finite<T, D, Rows, Threads>(q_tile) ||
+                                                   own_chunks_not_finite<T, D, Rows, Threads>(d_o_tile));
+                    } else {
+                        sync_threads();
+                    }
+                }
+            }
+            auto weighted = [&](int nt, auto use) {
+                float x[MT][2][4];
+                weighted_probabilities(x, s, statistics, first_row, nt);
+                use(x);
+            };
+            if (poisoned) {
+                // P lies where V was until hidden pairs are left out one by one.
+                UNROLL
+                for (int nt = 0; nt < NT; nt += 2) {
+                    weighted(nt, [&](const auto& x) { store_scores(v_tile, x, first_row + nt * 8); });
+                }
+                sync_threads();
+                add_visible<T, D>(dv, own_columns(d_o_tile), 0, first_row, first_row + ScoreRows, seen_by, [&](int i, int j) {
+                    return to_float(*element_address<T, Rows>(v_tile, warp_key + i, j));
+                });
+                sync_threads();
+                load_keys(v_tile, p.v, p.prefix_v, item.sequence);
+                copy_commit();
+                copy_wait<0>();
+                sync_threads();
+            } else {
+                UNROLL
+                for (int nt = 0; nt < NT; nt += 2) {
+                    weighted(nt, [&](const auto& x) {
+                        FragmentsByTile<T, D, MT, 2, OT>::add(dv, x, own_columns(d_o_tile), first_row + nt * 8);
+                    });
+                }
+            }
+            if (p.flags & kSoftcap) {
+                // Scores once more, as there is no room to keep the derivative.
+                UNROLL
+                for (int nt = 0; nt < NT; nt += 2) {
+                    float scores[MT][2][4];
+                    clear(scores);
+                    RowsByRows<T, D, MT, 2, 1>::add(scores, k_tile, warp_key, q_tile, first_row + nt * 8);
+                    apply_softcap_derivative(s, scores, nt, p);
+                }
+            }
+            float dp[MT][NT][4];
+            clear(dp);
+            RowsByRows<T, D, MT, NT, Tile::kUnroll>::add(dp, v_tile, warp_key, d_o_tile, first_row);
+            score_gradients(dp, s, statistics, first_row);
+            if (!Tile::kOwnPlace) sync_threads();   // all are done with dO
+            store_scores(d_s_tile, dp, first_row);
+            if (poisoned) {
+                sync_threads();
+                add_visible<T, D>(dk, own_columns(q_tile), 0, first_row, first_row + ScoreRows, seen_by, [&](int i, int j) {
+                    return to_float(*element_address<T, Rows>(d_s_tile, warp_key + i, j));
+                });
+            } else {
+                FragmentsByTile<T, D, MT, NT, OT>::add(dk, dp, own_columns(q_tile), first_row);
+            }
+        }
+        sync_threads();     // dS and the next item are here; Q's memory is free, and dO's if dS is not there
+
+        const BackwardItem& next = task.items[slot ^ 1];
+        RowNumbers numbers{};
+        if (next.exists) {
+            load_rows(q_tile, p.q, next);
+            if (Tile::kOwnPlace) load_rows(d_o_tile, params.d_o, next);
+            numbers = read_numbers(next);
+        }
+        copy_commit();
+        float dq[QB][QT][4];
+        clear(dq);
+        if (poisoned) {
+            auto visible = [&](int i) {
+                if (task.is_prefix) return Interval{0, p.prefix_len - task.first_key};
+                Interval seen = item.sequence.visible(item.row + query_row + i);
+                return Interval{seen.first - task.first_key, seen.end - task.first_key};
+            };
+            add_visible<T, D>(dq, k_tile, query_column, 0, Keys, visible, [&](int i, int j) {
+                return to_float(*element_address<T, Rows>(d_s_tile, j, query_row + i));
+            });
+        } else {
+            ColumnsByTile<T, Rows, D, QB, QT, Keys>::add(dq, d_s_tile, query_row, k_tile, query_column);
+        }
+        if (next.exists) lay_down(numbers);
+
+        const Sequence& sequence = item.sequence;
+        float* sum = params.d_q_sum + workspace_row(p, sequence, item.head, item.row) * p.head_dim;
+        i32* turn = params.turns +
+                    (static_cast<i64>(sequence.index) * p.query_heads + item.head) * params.row_tiles + item.tile;
+        const bool ordered = !(p.flags & kUnordered);
+        if (ordered) {
+            if (thread == 0) {
+                while (load_acquire(turn) < item.turn) wait_a_little();
+            }
+            sync_threads();     // all tiles of keys before this one have added
+        }
+        // All reads before all writes, so that they do not wait for each other.
+        UNROLL
+        for (int qb = 0; qb < QB; ++qb) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                i32 row = query_row + fragment_row(qb, half * 2);
+                UNROLL
+                for (int qt = 0; qt < QT; ++qt) {
+                    int column = query_column + fragment_column(qt, 0);
+                    float &x = dq[qb][qt][half * 2], &y = dq[qb][qt][half * 2 + 1];
+                    f32x2 before{0.0f, 0.0f};
+                    if (ordered && row < item.rows && column < p.head_dim) {
+                        before = *reinterpret_cast<const f32x2*>(sum + row * p.head_dim + column);
+                    }
+                    x = fused_multiply_add(x, p.scale, before.x);
+                    y = fused_multiply_add(y, p.scale, before.y);
+                }
+            }
+        }
+        UNROLL
+        for (int qb = 0; qb < QB; ++qb) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                i32 row = query_row + fragment_row(qb, half * 2);
+                UNROLL
+                for (int qt = 0; qt < QT; ++qt) {
+                    int column = query_column + fragment_column(qt, 0);
+                    float* to = sum + row * p.head_dim + column;
+                    if (row >= item.rows || column >= p.head_dim) continue;
+                    if (ordered) {
+                        *reinterpret_cast<f32x2*>(to) = {dq[qb][qt][half * 2], dq[qb][qt][half * 2 + 1]};
+                    } else {
+                        add_unordered(to, dq[qb][qt][half * 2]);
+                        add_unordered(to + 1, dq[qb][qt][half * 2 + 1]);
+                    }
+                }
+            }
+        }
+        copy_wait<0>();
+        sync_threads();     // dQ is written; the next Q and its rows' numbers are here
+        if (ordered && thread == 0) add_release(turn, 1);
+    }
+
+    // Keys of the tile, and for the last tile of a sequence those behind it: a caller's upper bound of the lengths may be too
+    // low for the padding.
+    i32 keys = p.prefix_len - task.first_key, clear_end = 0;
+    i32 key_base = 0, batch = 0;
+    if (!task.is_prefix) {
+        const Sequence s = read_sequence(p, task.sequence);
+        keys = s.key_rows - task.first_key;
+        key_base = s.key_base;
+        batch = s.batch;
+        if (task.tile == params.key_tiles - 1) clear_end = keys;
+    }
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            int local = warp_key + fragment_row(mt, half * 2);
+            if (local >= keys) continue;
+            i64 key = static_cast<i64>(key_base) + task.first_key + local;
+            UNROLL
+            for (int ot = 0; ot < OT; ++ot) {
+                int column = warp_column + fragment_column(ot, 0);
+                if (column >= p.head_dim) continue;
+                float k0 = dk[mt][ot][half * 2] * p.scale, k1 = dk[mt][ot][half * 2 + 1] * p.scale;
+                float v0 = dv[mt][ot][half * 2], v1 = dv[mt][ot][half * 2 + 1];
+                if (task.is_prefix) {
+                    if (params.d_prefix_k.data != nullptr) {
+                        *element(params.d_prefix_k, task.kv_head, key, column) = k0;
+                        *element(params.d_prefix_k, task.kv_head, key, column + 1) = k1;
+                    }
+                    if (params.d_prefix_v.data != nullptr) {
+                        *element(params.d_prefix_v, task.kv_head, key, column) = v0;
+                        *element(params.d_prefix_v, task.kv_head, key, column + 1) = v1;
+                    }
+                } else {
+                    store_pair(row_address<T>(params.d_k, batch, task.kv_head, key) + column, k0, k1);
+                    store_pair(row_address<T>(params.d_v, batch, task.kv_head, key) + column, v0, v1);
+                }
+            }
+        }
+    }
+    NO_UNROLL
+    for (i32 local = Keys + thread / 32; local < clear_end; local += Warps) {
+        i64 key = static_cast<i64>(key_base) + task.first_key + local;
+        NO_UNROLL
+        for (int column = thread % 32; column < p.head_dim; column += 32) {
+            store_element(row_address<T>(params.d_k, batch, task.kv_head, key) + column, 0.0f);
+            store_element(row_address<T>(params.d_v, batch, task.kv_head, key) + column, 0.0f);
+        }
+    }
+}
+
+}  // namespace inducer
+
+#define BACKWARD_INSTANCE(pass, type, dim, rows, keys, warps, blocks)                                                        \
+    KERNEL(pass##_##type##_d##dim, inducer::BackwardParams, warps * 32, blocks,                                             \
+           (inducer::BackwardTile<inducer::type, dim, rows, keys, warps>::kSharedBytes)) {                                   \
+        inducer::backward<inducer::type, dim, rows, keys, warps>(params);                                                   \
+    }
+BACKWARD_KERNELS(BACKWARD_INSTANCE)

@@ -1,0 +1,179 @@
+// From scores to probabilities and their gradients, in tiles that lie on their side: an accumulator's rows are keys, its
+// columns are queries. Pᵀ and dSᵀ then are, as they lie in registers, the left factors of dV and dK.
+//
+//     P = exp(s − lse)        dS = P ∘ (w m̃∘dP − D′)
+//
+// Between P and dS, a tile holds P times the derivative of the softcap, negative where dropout has dropped the probability.
+#pragma once
+
+#include "dropout.cuh"
+#include "scores.cuh"
+
+namespace inducer {
+
+// What a tile needs to know of its queries. Those that do not exist, or see nothing, have lse = ∞, which makes P = 0.
+template <int Rows>
+struct RowStatistics {
+    float lse[Rows];        // in units of log 2
+    float weight[Rows];     // w, times the scale of what dropout keeps
+    float constant[Rows];   // D′
+
+    // Two neighbours.
+    static DEVICE f32x2 pair(const float (&x)[Rows], int row) { return *reinterpret_cast<const f32x2*>(x + row); }
+};
+
+// s ← c·tanh(σs/c) − slope·|position − key|. `x.first_row` and `x.first_key` are the warp's first.
+template <int MT, int NT>
+DEVICE void transform_scores_of_keys(float (&s)[MT][NT][4], const ScoreContext& x) {
+    const Problem& p = x.problem;
+    // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other.
+    const i32 start = clamp64(x.sequence.position(x.first_row) - x.first_key, -(1 << 30), 1 << 30);
+    const float factor = p.scale / p.softcap;
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                float value = s[mt][nt][e];
+                value = p.flags & kSoftcap ? p.softcap * tanh_accurate(value * factor) : value * p.scale;
+                i32 distance = start + fragment_column(nt, e) - fragment_row(mt, e);
+                float length = static_cast<float>(distance < 0 ? -distance : distance);
+                s[mt][nt][e] = fused_multiply_add(-x.slope, length, value);
+            }
+        }
+    }
+}
+
+// s ← P.
+template <int MT, int NT, int Rows>
+DEVICE void probabilities(float (&s)[MT][NT][4], const RowStatistics<Rows>& rows, int first_row, float scale) {
+    UNROLL
+    for (int nt = 0; nt < NT; ++nt) {
+        f32x2 lse = rows.pair(rows.lse, first_row + fragment_column(nt, 0));
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                s[mt][nt][e] = exp2_fast(fused_multiply_add(s[mt][nt][e], scale, e % 2 == 0 ? -lse.x : -lse.y));
+            }
+        }
+    }
+}
+
+// P ← 0 where a query does not see a key, whatever it was. `seen_by(i)` gives the rows of the tile that see the warp's key i.
+template <int MT, int NT, class SeenBy>
+DEVICE void hide(float (&s)[MT][NT][4], int first_row, SeenBy seen_by) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            Interval seen = seen_by(fragment_row(mt, half * 2));
+            UNROLL
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    int row = first_row + fragment_column(nt, e);
+                    float& x = s[mt][nt][half * 2 + e];
+                    x = row >= seen.first && row < seen.end ? x : 0.0f;
+                }
+            }
+        }
+    }
+}
+
+// P ← P times the derivative of the softcap, for columns 8·`nt` to 8·`nt` + 15, whose products of keys and queries are
+// `scores`. 0 stays 0: a hidden score may be anything.
+template <int MT, int NT>
+DEVICE void apply_softcap_derivative(float (&s)[MT][NT][4], const float (&scores)[MT][2][4], int nt, const Problem& p) {
+    const float factor = p.scale / p.softcap;
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int e = 0; e < 8; ++e) {
+            float& x = s[mt][nt + e / 4][e % 4];
+            float capped = tanh_accurate(scores[mt][e / 4][e % 4] * factor);
+            x = x == 0.0f ? 0.0f : x * fused_multiply_add(-capped, capped, 1.0f);
+        }
+    }
+}
+
+// Turns the signs of what is dropped. `first_row` and `first_key` are the warp's first, multiples of 16.
+template <int MT, int NT>
+DEVICE void mark_dropped(float (&s)[MT][NT][4], const Problem& p, u32 stream, u32 head, i32 first_row, i32 first_key) {
+    // One call of the generator has eight entries: rows r and r + 8, keys 2i, 2i + 1, 2i + 8, 2i + 9. A lane has the rows 2t,
+    // 2t + 1 and 8 more, each a call, of which it needs the keys g and g + 8.
+    const int g = lane_row();
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        NO_UNROLL
+        for (int np = 0; np < NT / 2; ++np) {
+            u32 dropped = 0;
+            UNROLL
+            for (int e = 0; e < 2; ++e) {
+                Philox bits = philox(static_cast<u32>((first_key + mt * 16) / 16 * 4 + g / 2),
+                                     static_cast<u32>((first_row + np * 16) / 16 * 8 + lane_column() + e), head, stream,
+                                     p.dropout_key[0], p.dropout_key[1]);
+                UNROLL
+                for (int block = 0; block < 2; ++block) {
+                    UNROLL
+                    for (int half = 0; half < 2; ++half) {
+                        u32 word = bits.word[block * 2 + half];
+                        u32 entry = g % 2 == 0 ? word & 0xffffu : word >> 16;
+                        if (entry >= p.dropout_threshold) dropped |= 1u << (block * 4 + half * 2 + e);
+                    }
+                }
+            }
+            // s[mt][2 * np + …] without an index that the compiler does not know, which would put s into memory.
+            UNROLL
+            for (int nt = 0; nt < NT; ++nt) {
+                UNROLL
+                for (int e = 0; e < 4; ++e) {
+                    bool turn = nt / 2 == np && (dropped >> (nt % 2 * 4 + e) & 1u) != 0;
+                    s[mt][nt][e] = turn ? -s[mt][nt][e] : s[mt][nt][e];
+                }
+            }
+        }
+    }
+}
+
+// to ← w m̃∘P of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P.
+template <int MT, int NT, int Rows>
+DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][NT][4], const RowStatistics<Rows>& rows,
+                                   int first_row, int nt) {
+    UNROLL
+    for (int block = 0; block < 2; ++block) {
+        f32x2 weight = rows.pair(rows.weight, first_row + fragment_column(nt + block, 0));
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                float x = s[mt][nt + block][e];
+                to[mt][block][e] = x < 0.0f ? 0.0f : x * (e % 2 == 0 ? weight.x : weight.y);
+            }
+        }
+    }
+}
+
+// dP ← dS; 0 where P is, whatever dP is there.
+template <int MT, int NT, int Rows>
+DEVICE void score_gradients(float (&dp)[MT][NT][4], const float (&s)[MT][NT][4], const RowStatistics<Rows>& rows,
+                            int first_row) {
+    UNROLL
+    for (int nt = 0; nt < NT; ++nt) {
+        f32x2 weight = rows.pair(rows.weight, first_row + fragment_column(nt, 0));
+        f32x2 constant = rows.pair(rows.constant, first_row + fragment_column(nt, 0));
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                float x = s[mt][nt][e];
+                float kept = x < 0.0f ? 0.0f : (e % 2 == 0 ? weight.x : weight.y);
+                float inner = fused_multiply_add(kept, dp[mt][nt][e], e % 2 == 0 ? -constant.x : -constant.y);
+                dp[mt][nt][e] = x == 0.0f ? 0.0f : ::fabsf(x) * inner;
+            }
+        }
+    }
+}
+
+}  // namespace inducer
