@@ -143,8 +143,8 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         }
         sync_threads();
     };
-    // Adds the coefficients' sums over the tile's rows to `count` floats of the partial sum. Collective; what was laid down is
-    // read before the next barrier but one.
+    // Adds the coefficients' sums over the tile's rows to `count` floats of the partial sum. Collective; a barrier must follow
+    // before it is called again.
     auto add_sums = [&](const float(&x)[1][kChunkTiles][4], i32 at, i32 count) {
         UNROLL
         for (int nt = 0; nt < kChunkTiles; ++nt) {
@@ -164,7 +164,6 @@ DEVICE void backward_prepare(const BackwardParams& params) {
             for (int warp = 0; warp < Warps; ++warp) sum += sums[warp * kChunk + static_cast<int>(thread_index())];
             partial[at + static_cast<i32>(thread_index())] += sum;
         }
-        sync_threads();
     };
 
     NO_UNROLL
@@ -202,7 +201,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         }
         auto load_rows = [&](char* to, const Tensor& from) {
             const T* address = row_address<const T>(from, s.batch, head, static_cast<i64>(s.row_base) + task.row);
-            load_tile<T, D, Rows, Threads>(to, address, from.row, 0, task.rows, p.head_dim);
+            load_tile<T, D, Rows, Threads, D < 256>(to, address, from.row, 0, task.rows, p.head_dim);
         };
         if (has_inducer) load_rows(q_tile, p.q);
         load_rows(d_o_tile, params.d_o);
@@ -371,14 +370,16 @@ DEVICE void backward_prepare(const BackwardParams& params) {
             }
         }
 
+        // Where a lane is, is read anew: kept since the beginning, it would be one register too many at head_dim 256.
+        const int thread = static_cast<int>(thread_index_anew());
         UNROLL
         for (int half = 0; half < 2; ++half) {
-            const int row = warp_row + fragment_row(0, half * 2);
+            const int row = thread / 32 * 16 + half * 8 + thread % 32 / 4;
             if (row >= task.rows) continue;
             const i64 at = (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base + task.row + row;
             UNROLL
             for (int ot = 0; ot < OT; ++ot) {
-                const int column = fragment_column(ot, 0);
+                const int column = ot * 8 + thread % 4 * 2;
                 if (column >= p.head_dim) continue;
                 f32x2 x{dq[0][ot][half * 2], dq[0][ot][half * 2 + 1]};
                 if (has_key) {

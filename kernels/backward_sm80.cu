@@ -66,8 +66,10 @@ struct BackwardTile {
     static constexpr int kColumns = D / kColumnGroups;              // of dK and dV, per warp
     // Scores of all rows at once do not fit the registers of a warp with 32 keys.
     static constexpr int kScoreRows = kKeyBlocks == 1 || Rows < 32 ? Rows : 32;
+    // dS is computed in so many parts, each of which frees the registers that its probabilities had.
+    static constexpr int kParts = D == 128 ? 2 : 1;
     // Blocks of 16 columns of a product that are laid out at once: addresses for more do not fit the registers.
-    static constexpr int kUnroll = D == 64 ? 2 : 4;
+    static constexpr int kUnroll = 2;
     // How dQ is shared: a warp owns 32 rows (or the 16 there are) and some columns.
     static constexpr int kQueryBlocks = Rows < 32 ? 1 : 2;
     static constexpr int kQueryGroups = Rows / (16 * kQueryBlocks);
@@ -171,7 +173,7 @@ template <class T, int D, int Rows, int Keys, int Warps>
 DEVICE void backward(const BackwardParams& params) {
     using Tile = BackwardTile<T, D, Rows, Keys, Warps>;
     constexpr int MT = Tile::kKeyBlocks, OT = Tile::kColumns / 8, Threads = Tile::kThreads;
-    constexpr int ScoreRows = Tile::kScoreRows, NT = ScoreRows / 8;
+    constexpr int ScoreRows = Tile::kScoreRows, NT = ScoreRows / 8, Parts = Tile::kParts;
     constexpr int QB = Tile::kQueryBlocks, QT = Tile::kQueryColumns / 8;
     const Problem& p = params.problem;
     auto& task = *reinterpret_cast<BackwardTask*>(shared_memory());
@@ -260,10 +262,9 @@ DEVICE void backward(const BackwardParams& params) {
         copy_commit();
         lay_down(read_numbers(task.items[0]));
         copy_wait<0>();
-        // In a register of its own, the answer would be one too many.
+        // In a register of its own, the answer would be one too many. Thread 0 keeps it for the votes to come.
         bool not_finite = sync_threads_or(own_chunks_not_finite<T, D, Keys, Threads>(k_tile));
         if (thread == 0) task.keys_not_finite = not_finite;
-        sync_threads();
     }
 
     for (int slot = 0; task.items[slot].exists; slot ^= 1) {
@@ -308,7 +309,8 @@ DEVICE void backward(const BackwardParams& params) {
                 if (first_row == 0) {
                     copy_wait<0>();
                     if (item.masked) {
-                        poisoned = sync_threads_or(task.keys_not_finite != 0 || own_chunks_not_finite<T, D, Rows, Threads>(q_tile) ||
+                        poisoned = sync_threads_or((thread == 0 && task.keys_not_finite != 0) ||
+                                                   own_chunks_not_finite<T, D, Rows, Threads>(q_tile) ||
                                                    own_chunks_not_finite<T, D, Rows, Threads>(d_o_tile));
                     } else {
                         sync_threads();
@@ -353,19 +355,28 @@ DEVICE void backward(const BackwardParams& params) {
                     apply_softcap_derivative(s, scores, nt, p);
                 }
             }
-            float dp[MT][NT][4];
-            clear(dp);
-            RowsByRows<T, D, MT, NT, Tile::kUnroll / 2>::add(dp, v_tile, warp_key, d_o_tile, first_row);
-            score_gradients(dp, s, statistics, first_row);
+            float dp[Parts][MT][NT / Parts][4];
+            UNROLL
+            for (int part = 0; part < Parts; ++part) {
+                const int rows_of_part = first_row + part * (ScoreRows / Parts);
+                clear(dp[part]);
+                RowsByRows<T, D, MT, NT / Parts, Tile::kUnroll>::add(dp[part], v_tile, warp_key, d_o_tile, rows_of_part);
+                score_gradients(dp[part], s, part * (NT / Parts), statistics, rows_of_part);
+            }
             if (!Tile::kOwnPlace) sync_threads();   // all are done with dO
-            store_scores(d_s_tile, dp, first_row);
+            UNROLL
+            for (int part = 0; part < Parts; ++part) store_scores(d_s_tile, dp[part], first_row + part * (ScoreRows / Parts));
             if (poisoned) {
                 sync_threads();
                 add_visible<T, D>(dk, own_columns(q_tile), 0, first_row, first_row + ScoreRows, seen_by, [&](int i, int j) {
                     return to_float(*element_address<T, Rows>(d_s_tile, warp_key + i, j));
                 });
             } else {
-                FragmentsByTile<T, D, MT, NT, OT>::add(dk, dp, own_columns(q_tile), first_row);
+                UNROLL
+                for (int part = 0; part < Parts; ++part) {
+                    FragmentsByTile<T, D, MT, NT / Parts, OT>::add(dk, dp[part], own_columns(q_tile),
+                                                                   first_row + part * (ScoreRows / Parts));
+                }
             }
         }
         sync_threads();     // dS and the next item are here; Q's memory is free, and dO's if dS is not there

@@ -8,6 +8,12 @@ namespace inducer {
 // ---- Where a thread is -------------------------------------------------------------------------------------------------
 
 DEVICE u32 thread_index() { return threadIdx.x; }
+// The same, read anew: what is computed from it is not kept in registers from where it was computed before.
+DEVICE u32 thread_index_anew() {
+    u32 x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
 DEVICE u32 block_x() { return blockIdx.x; }
 DEVICE u32 block_y() { return blockIdx.y; }
 DEVICE u32 block_z() { return blockIdx.z; }

@@ -167,19 +167,19 @@ DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][N
     }
 }
 
-// dP ← dS; 0 where P is, whatever dP is there.
-template <int MT, int NT, int Rows>
-DEVICE void score_gradients(float (&dp)[MT][NT][4], const float (&s)[MT][NT][4], const RowStatistics<Rows>& rows,
-                            int first_row) {
+// dP ← dS, for columns of P from 8·`first_tile` on; 0 where P is, whatever dP is there. `first_row` is dP's first.
+template <int MT, int Tiles, int NT, int Rows>
+DEVICE void score_gradients(float (&dp)[MT][Tiles][4], const float (&s)[MT][NT][4], int first_tile,
+                            const RowStatistics<Rows>& rows, int first_row) {
     UNROLL
-    for (int nt = 0; nt < NT; ++nt) {
+    for (int nt = 0; nt < Tiles; ++nt) {
         f32x2 weight = rows.pair(rows.weight, first_row + fragment_column(nt, 0));
         f32x2 constant = rows.pair(rows.constant, first_row + fragment_column(nt, 0));
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int e = 0; e < 4; ++e) {
-                float x = s[mt][nt][e];
+                float x = s[mt][first_tile + nt][e];
                 float kept = x < 0.0f ? 0.0f : (e % 2 == 0 ? weight.x : weight.y);
                 float inner = fused_multiply_add(kept, dp[mt][nt][e], e % 2 == 0 ? -constant.x : -constant.y);
                 dp[mt][nt][e] = x == 0.0f ? 0.0f : ::fabsf(x) * inner;
