@@ -1,6 +1,6 @@
-// What the backward does after its main pass: dQ is rounded, the adapters' partial sums are added up and written where they
-// belong. Memory traffic, nothing else: a warp takes a row of dQ at a time, a thread a number of a head's partial sum, which it
-// adds up in the order of the chunks.
+// What the backward does after its main pass: dQ is rounded, the partial sums of adapters and prefix are added up and written
+// where they belong. Memory traffic, nothing else: a warp takes two rows of dQ at a time, a thread a number of a sum, whose parts
+// it adds up in their order.
 //
 // Blocks share out the rows of dQ, then the numbers. No shared memory, no barriers.
 #include "core/partials.cuh"
@@ -38,36 +38,64 @@ DEVICE void write_number(const BackwardParams& params, const PartialLayout& layo
     }
 }
 
+// x[0] + x[stride] + …, `count` numbers, in their order; eight are under way at a time.
+DEVICE float sum_in_order(const float* x, i64 stride, i32 count) {
+    float sum = 0.0f;
+    NO_UNROLL
+    for (i32 first = 0; first < count; first += 8) {
+        float part[8];
+        UNROLL
+        for (int i = 0; i < 8; ++i) part[i] = first + i < count ? x[(first + i) * stride] : 0.0f;
+        UNROLL
+        for (int i = 0; i < 8; ++i) sum += part[i];
+    }
+    return sum;
+}
+
+template <class T>
+DEVICE void round_row(const BackwardParams& params, i64 row, int column) {
+    const Problem& p = params.problem;
+    const i64 pair = row / p.rows;
+    T* to = row_address<T>(params.d_q, static_cast<i32>(pair / p.query_heads), static_cast<i32>(pair % p.query_heads), row % p.rows);
+    NO_UNROLL
+    for (; column < p.head_dim; column += 64) {
+        f32x4 x = *reinterpret_cast<const f32x4*>(params.d_q_sum + row * p.head_dim + column);
+        store_pair(to + column, x.x, x.y);
+        store_pair(to + column + 2, x.z, x.w);
+    }
+}
+
 template <class T, int Warps>
 DEVICE void backward_finish(const BackwardParams& params) {
     const Problem& p = params.problem;
     const i64 batch = p.cu_seqlens_q != nullptr ? 1 : p.sequences;
     const i64 rows = batch * p.query_heads * p.rows;
-    const i64 warps = static_cast<i64>(params.finish_blocks) * Warps;
+    const i64 threads = static_cast<i64>(params.finish_blocks) * (Warps * 32);
+    const i64 thread = static_cast<i64>(block_x()) * (Warps * 32) + thread_index();
+    // Half a warp reads 64 columns at once: head dimensions up to 64 are a row in one go, two rows a warp.
     NO_UNROLL
-    for (i64 row = static_cast<i64>(block_x()) * Warps + warp_index(); row < rows; row += warps) {
-        const i64 pair = row / p.rows;
-        T* to = row_address<T>(params.d_q, static_cast<i32>(pair / p.query_heads), static_cast<i32>(pair % p.query_heads),
-                               row % p.rows);
-        const float* from = params.d_q_sum + row * p.head_dim;
-        NO_UNROLL
-        for (int column = lane_index() * 2; column < p.head_dim; column += 64) {
-            f32x2 x = *reinterpret_cast<const f32x2*>(from + column);
-            store_pair(to + column, x.x, x.y);
-        }
+    for (i64 row = thread / 16; row < rows; row += threads / 16) round_row<T>(params, row, static_cast<int>(thread % 16) * 4);
+
+    const i64 size = prefix_partial_size(params);
+    NO_UNROLL
+    for (i64 i = thread; i < 2 * size; i += threads) {
+        const bool is_key = i < size;
+        const Strided& to = is_key ? params.d_prefix_k : params.d_prefix_v;
+        if (to.data == nullptr) continue;
+        const i64 at = is_key ? i : i - size, row = at / p.head_dim;
+        *element(to, row / p.prefix_len, row % p.prefix_len, at % p.head_dim) =
+            sum_in_order(params.prefix_partials + i, 2 * size, params.prefix_groups);
     }
+
     if (p.key_kind == kKeyNone) return;
     const PartialLayout layout(p);
     const i64 numbers = static_cast<i64>(p.query_heads) * layout.floats;
     NO_UNROLL
-    for (i64 i = static_cast<i64>(block_x()) * (Warps * 32) + thread_index(); i < numbers; i += warps * 32) {
+    for (i64 i = thread; i < numbers; i += threads) {
         const i32 head = static_cast<i32>(i / layout.floats), index = static_cast<i32>(i % layout.floats);
-        float sum = 0.0f;
-        NO_UNROLL
-        for (i32 chunk = 0; chunk < params.chunks; ++chunk) {
-            sum += params.partials[(static_cast<i64>(chunk) * p.query_heads + head) * params.partial_size + index];
-        }
-        write_number(params, layout, head, index, sum);
+        write_number(params, layout, head, index,
+                     sum_in_order(params.partials + static_cast<i64>(head) * params.partial_size + index,
+                                  static_cast<i64>(p.query_heads) * params.partial_size, params.chunks));
     }
 }
 

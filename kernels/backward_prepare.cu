@@ -45,7 +45,7 @@ struct PrepareTile {
     static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
     static constexpr int kStageBytes = kStageRows * kRowBytes<T, D>;
     static constexpr int kCoefficientBytes = Rows * kRowBytes<T, kChunk>;
-    static constexpr int kSumBytes = (Warps * kChunk + Rows) * 4;
+    static constexpr int kSumBytes = (Warps * kChunk + Rows + Warps) * 4;
     static constexpr int kOneStage = kTaskBytes + 2 * kQueryBytes + kStageBytes + kCoefficientBytes + kSumBytes;
     static constexpr bool kBothStages = kOneStage + kStageBytes <= 99 * 1024;
     static constexpr int kSharedBytes = kOneStage + (kBothStages ? kStageBytes : 0);
@@ -54,6 +54,11 @@ struct PrepareTile {
     static constexpr int kColumnTiles = kColumns / 8 < 4 || D == 256 ? 2 : 4;
     static_assert(Rows == 16 * Warps && kColumns % (8 * kColumnTiles) == 0, "a warp owns 16 rows");
 };
+
+// x lies between 2^exponent_of(x) and twice that.
+DEVICE int exponent_of(float x) { return static_cast<int>(as_bits(x) >> 23 & 255) - 127; }
+// For powers from -126 to 127.
+DEVICE float power_of_two(int power) { return as_float(static_cast<u32>(power + 127) << 23); }
 
 // Zeroes `count` numbers; blocks share them out.
 template <class T, int Threads>
@@ -76,6 +81,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
     char* coefficients = stages + (Tile::kBothStages ? 2 : 1) * Tile::kStageBytes;
     float* sums = reinterpret_cast<float*>(coefficients + Tile::kCoefficientBytes);     // [Warps, kChunk]
     float* row_numbers = sums + Warps * kChunk;                                            // [Rows]: dO·saved, later ds0
+    float* maxima = row_numbers + Rows;                                                     // [Warps]: of coefficients
     const Sequence& s = task.sequence;
     const int warp_row = warp_index() * 16;
     const bool has_inducer = p.key_kind != kKeyNone;
@@ -83,8 +89,8 @@ DEVICE void backward_prepare(const BackwardParams& params) {
     const i32& head = task.head;
     float* const& partial = task.partial;
 
-    clear_shared_out<i32, Threads>(params.turns, static_cast<i64>(p.sequences) * p.query_heads * params.row_tiles,
-                                   p.query_heads * params.chunks);
+    const i64 batch = p.cu_seqlens_q != nullptr ? 1 : p.sequences;
+    clear_shared_out<i32, Threads>(params.turns, batch * p.query_heads * params.turn_tiles, p.query_heads * params.chunks);
     if (block_x() == 0 && thread_index() == 0) *params.ticket = 0;
     if (thread_index() == 0) {
         const i32 chunk = static_cast<i32>(block_x()) % params.chunks;
@@ -114,18 +120,54 @@ DEVICE void backward_prepare(const BackwardParams& params) {
 
     // Adds coefficientsᵀ·tile to `count` rows of the partial sum. Collective; ends with the coefficients' memory free.
     auto add_product = [&](const float(&x)[1][kChunkTiles][4], const char* tile, i32 row, i32 count) {
+        // Coefficients are of the order of λ dO, where f16 has few digits: its tiles are scaled, each by a power of two of its
+        // own. The largest coefficient comes near 2^14; with the exponent of 0 or of an infinity any factor does.
+        float scale = 1.0f, inverse = 1.0f;
+        if constexpr (is_f16<T>) {
+            float most = 0.0f;
+            UNROLL
+            for (int nt = 0; nt < kChunkTiles; ++nt) {
+                UNROLL
+                for (int e = 0; e < 4; ++e) most = ::fmaxf(most, ::fabsf(x[0][nt][e]));
+            }
+            NO_UNROLL
+            for (int by = 1; by < 32; by *= 2) most = ::fmaxf(most, shuffle_xor(most, by));
+            if (lane_index() == 0) maxima[warp_index()] = most;
+            sync_threads();
+            NO_UNROLL
+            for (int warp = 0; warp < Warps; ++warp) most = ::fmaxf(most, maxima[warp]);
+            const int power = clamp(14 - exponent_of(most), -126, 126);
+            scale = power_of_two(power);
+            inverse = power_of_two(-power);
+        }
         UNROLL
         for (int nt = 0; nt < kChunkTiles; ++nt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
                 store_pair(element_address<T, kChunk>(coefficients, warp_row + fragment_row(0, half * 2), fragment_column(nt, 0)),
-                           x[0][nt][half * 2], x[0][nt][half * 2 + 1]);
+                           x[0][nt][half * 2] * scale, x[0][nt][half * 2 + 1] * scale);
             }
         }
         sync_threads();
         NO_UNROLL
         for (int part = 0; part < Tile::kColumns; part += Tile::kColumnTiles * 8) {
             const int first = warp_index() * Tile::kColumns + part;
+            // Where a pair of the result belongs, or null.
+            auto place = [&](int nt, int half) -> f32x2* {
+                const int j = fragment_row(0, half * 2), column = first + fragment_column(nt, 0);
+                if (j >= count || column >= p.head_dim) return nullptr;
+                return reinterpret_cast<f32x2*>(partial + static_cast<i64>(row + j) * p.head_dim + column);
+            };
+            // What is there is read first, so that it comes while the product is under way.
+            f32x2 before[Tile::kColumnTiles][2];
+            UNROLL
+            for (int nt = 0; nt < Tile::kColumnTiles; ++nt) {
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const f32x2* from = place(nt, half);
+                    before[nt][half] = from != nullptr ? *from : f32x2{0.0f, 0.0f};
+                }
+            }
             float c[1][Tile::kColumnTiles][4];
             clear(c);
             ColumnsByTile<T, kChunk, D, 1, Tile::kColumnTiles, Rows>::add(c, coefficients, 0, tile, first);
@@ -133,11 +175,11 @@ DEVICE void backward_prepare(const BackwardParams& params) {
             for (int nt = 0; nt < Tile::kColumnTiles; ++nt) {
                 UNROLL
                 for (int half = 0; half < 2; ++half) {
-                    int j = fragment_row(0, half * 2), column = first + fragment_column(nt, 0);
-                    if (j >= count || column >= p.head_dim) continue;
-                    float* to = partial + static_cast<i64>(row + j) * p.head_dim + column;
-                    to[0] += c[0][nt][half * 2];
-                    to[1] += c[0][nt][half * 2 + 1];
+                    const f32x2 old = before[nt][half];
+                    f32x2* to = place(nt, half);
+                    if (to == nullptr) continue;
+                    *to = {fused_multiply_add(c[0][nt][half * 2], inverse, old.x),
+                           fused_multiply_add(c[0][nt][half * 2 + 1], inverse, old.y)};
                 }
             }
         }
@@ -184,11 +226,12 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         sync_threads();
         if (task.row < 0) return;
         {
-            // Rows that belong to no sequence have no gradient. The last tile takes all that is left of them.
+            // Rows that belong to no sequence have no gradient, nor have those that a caller's upper bound of the lengths leaves
+            // out. The last tile takes all that is left of them.
             const i32 end = task.last ? s.padding_end : minimum(task.row + Rows, s.padding_end);
             const i64 first = (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base;
             NO_UNROLL
-            for (i32 row = maximum(task.row, s.rows) + warp_index(); row < end; row += Warps) {
+            for (i32 row = task.row + clamp(s.rows - task.row, 0, Rows) + warp_index(); row < end; row += Warps) {
                 NO_UNROLL
                 for (int column = lane_index(); column < p.head_dim; column += 32) {
                     params.d_q_sum[(first + row) * p.head_dim + column] = 0.0f;
@@ -278,7 +321,8 @@ DEVICE void backward_prepare(const BackwardParams& params) {
                             d_s0 = lambda * rest * (kept - saved);
                             output = fused_multiply_add(lambda, kept, rest * saved);
                         } else {
-                            d_s0 = lambda * (kept - saved);
+                            // Where λ is 1 it stays there, whatever rounding has made of O.
+                            d_s0 = rest == 0.0f ? 0.0f : lambda * (kept - saved);
                         }
                         constant = rest * output - d_lse;
                     } else {
@@ -301,11 +345,13 @@ DEVICE void backward_prepare(const BackwardParams& params) {
                 }
                 if (p.key_kind == kKeyLogitPerHead) {
                     sync_threads();
-                    if (thread_index() == 0) {
+                    if (warp_index() == 0) {
                         float sum = 0.0f;
                         NO_UNROLL
-                        for (int row = 0; row < Rows; ++row) sum += row_numbers[row];
-                        partial[layout.floats - 1] += sum;
+                        for (int row = lane_index(); row < Rows; row += 32) sum += row_numbers[row];
+                        NO_UNROLL
+                        for (int by = 1; by < 32; by *= 2) sum += shuffle_xor(sum, by);
+                        if (lane_index() == 0) partial[layout.floats - 1] += sum;
                     }
                 }
             }

@@ -1,7 +1,8 @@
 // The main pass of the backward for sm_80 and newer: dQ, dK, dV. It is the plain attention's; of the inducer it sees a factor w
 // and a constant D′ per row (see backward_prepare.cu).
 //
-// A task is one tile of keys (or of the prefix) of one kv head; a block takes one. A warp owns 16 or 32 of the keys for good,
+// A task is one tile of keys of one kv head and sequence, or one tile of the prefix for a group of sequences; a block takes one.
+// A warp owns 16 or 32 of the keys for good,
 // so that dK and dV stay in its registers. Where these would not fit, two warps own the same keys, each half of the columns, and
 // both compute the scores.
 //
@@ -15,22 +16,28 @@
 //     ──────────────────────────────────────────────────────────┘
 //     dK, dV are written
 //
-// dS Kᵀ's rows are shared out among all warps anew. dQ is gathered in f32 in global memory, in the order of the key tiles, so
-// that sums do not depend on which block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits
-// until all before its own have. Blocks draw their tasks from `ticket`, in an order in which a tile waits only for tiles with
-// smaller tickets: these have been drawn by blocks that run already, so that whoever waits, waits for someone who can go on.
+// dS Kᵀ's rows are shared out among all warps anew. dQ is gathered in f32 in global memory, in a fixed order, so that sums do not
+// depend on which block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before
+// its own have. A tile of keys visits a tile of queries if and only if some row of it sees some key of the other; those that
+// visit one are neighbours. First add the tiles of the prefix, then the last visitor, and so on to the first: where the mask is
+// causal, that is the order in which they come by, and nobody waits long. Blocks draw their tasks from `ticket` in the same
+// order: all that a tile waits for has been drawn by blocks that run already, so that whoever waits, waits for someone who can
+// go on.
+//
+// Gradients of the prefix are sums over sequences: each group has its own partial sum, and finish adds them up.
 //
 // Shared memory: K, V [keys], Q, dO [rows], each of head_dim columns, dS [keys, rows] in a place of its own if there is room for
 // it; 97 KB for bf16 at head_dim 128. Barriers: one after Q has arrived (dQ is written, its turn may pass on), one after dO has,
 // one before dS overwrites it, one after dS is there, one after the turn has come. Where dS has a place of its own, dO arrives
 // with Q, and the second and third are not needed.
 #include "core/gradient.cuh"
+#include "core/partials.cuh"
 #include "list.h"
 
 namespace inducer {
 
-// What a block works on: a tile of queries of one head. It lies in shared memory, from where it is read when it is needed;
-// thread 0 prepares the next one while the others work on the last.
+// What a block works on: a tile of queries of one head. It lies in shared memory, from where it is read when it is needed; the
+// last warp prepares the next one while the others work on this one.
 struct BackwardItem {
     Sequence sequence;
     i32 head;
@@ -48,7 +55,8 @@ struct BackwardTask {
     BackwardItem items[2];
     i32 is_prefix;
     i32 kv_head;
-    i32 sequence;           // index; of the prefix, the first
+    i32 sequence, sequences_end;    // one, or the prefix's group
+    i32 group;              // of the prefix
     i32 first_key;          // of the tile, local to its source
     i32 tile;
     i32 keys_not_finite;
@@ -102,7 +110,7 @@ DEVICE void find_tiles(BackwardItem& item, const BackwardTask& task, const Backw
     item.tile = item.first_tile;
 }
 
-// Completes the item if its tile exists; otherwise goes on to the next head, and for the prefix to the next sequence.
+// Completes the item if its tile exists; otherwise goes on to the next head, then to the next sequence of the group.
 template <int Rows, int Keys>
 DEVICE void seek(BackwardItem& item, const BackwardTask& task, const BackwardParams& params) {
     const Problem& p = params.problem;
@@ -111,7 +119,7 @@ DEVICE void seek(BackwardItem& item, const BackwardTask& task, const BackwardPar
         ++item.head;
         if (item.head == (task.kv_head + 1) * group) {
             i32 next = item.sequence.index + 1;
-            if (!task.is_prefix || next >= p.sequences) {
+            if (next >= task.sequences_end) {
                 item.exists = 0;
                 return;
             }
@@ -123,14 +131,14 @@ DEVICE void seek(BackwardItem& item, const BackwardTask& task, const BackwardPar
     const Sequence& s = item.sequence;
     item.row = item.tile * Rows;
     item.rows = minimum(s.rows - item.row, Rows);
-    item.turn = task.tile;
     if (task.is_prefix) {
+        item.turn = task.tile;
         item.masked = task.first_key + Keys > p.prefix_len;
     } else {
         Interval top = s.visible(item.row), bottom = s.visible(item.row + item.rows - 1);
         item.masked = task.first_key < bottom.first || task.first_key + Keys > top.end;
-        // The tiles of keys that a tile of queries sees follow one another.
-        item.turn += params.prefix_tiles - top.first / Keys;
+        // A caller's upper bound of the lengths may be too low: keys behind it have no tile, and nobody waits for them.
+        item.turn = params.prefix_tiles + minimum(ceil_divide(bottom.end, Keys), params.key_tiles) - 1 - task.tile;
     }
     // Rows that do not exist see nothing.
     item.masked = item.masked || item.rows < Rows;
@@ -146,18 +154,24 @@ template <int Rows, int Keys>
 DEVICE void draw_task(BackwardTask& task, const BackwardParams& params) {
     const Problem& p = params.problem;
     i32 ticket = fetch_add(params.ticket, 1);
-    const i32 prefix_tasks = p.kv_heads * params.prefix_tiles;
+    const i32 prefix_tasks = p.kv_heads * params.prefix_tiles * params.prefix_groups;
     task.is_prefix = ticket < prefix_tasks;
     i32 tiles = task.is_prefix ? params.prefix_tiles : params.key_tiles;
     i32 index = task.is_prefix ? ticket : ticket - prefix_tasks;
-    task.tile = index % tiles;
+    task.tile = task.is_prefix ? index % tiles : tiles - 1 - index % tiles;
     task.first_key = task.tile * Keys;
     task.kv_head = index / tiles % p.kv_heads;
-    task.sequence = index / tiles / p.kv_heads;
+    i32 place = index / tiles / p.kv_heads;
+    task.group = place;
+    auto group_begin = [&](i32 group) {
+        return static_cast<i32>(static_cast<i64>(group) * p.sequences / params.prefix_groups);
+    };
+    task.sequence = task.is_prefix ? group_begin(place) : place;
+    task.sequences_end = task.is_prefix ? group_begin(place + 1) : place + 1;
     BackwardItem& item = task.items[0];
     item.exists = 0;
     item.head = task.kv_head * (p.query_heads / p.kv_heads);
-    if (!task.is_prefix || p.sequences > 0) {
+    if (task.sequence < task.sequences_end) {
         item.sequence = read_sequence(p, task.sequence);
         find_tiles<Rows, Keys>(item, task, params);
         seek<Rows, Keys>(item, task, params);
@@ -273,7 +287,7 @@ DEVICE void backward(const BackwardParams& params) {
             load_rows(d_o_tile, params.d_o, item);
             copy_commit();
         }
-        if (thread == 0) {
+        if (thread == Threads - 32) {
             BackwardItem& next = task.items[slot ^ 1];
             next = item;
             ++next.tile;
@@ -287,7 +301,7 @@ DEVICE void backward(const BackwardParams& params) {
             RowsByRows<T, D, MT, NT, Tile::kUnroll>::add(s, k_tile, warp_key, q_tile, first_row);
             if (p.flags & kTransform) {
                 ScoreContext context{p, item.sequence, item.slope, item.row + first_row, task.first_key + warp_key};
-                transform_scores_of_keys(s, context);
+                transform_scores_of_keys<T>(s, context);
             }
             probabilities(s, statistics, first_row, exponent_scale(p));
             // Rows of the tile that see the warp's key `i`.
@@ -352,7 +366,7 @@ DEVICE void backward(const BackwardParams& params) {
                     float scores[MT][2][4];
                     clear(scores);
                     RowsByRows<T, D, MT, 2, 1>::add(scores, k_tile, warp_key, q_tile, first_row + nt * 8);
-                    apply_softcap_derivative(s, scores, nt, p);
+                    apply_softcap_derivative<T>(s, scores, nt, p);
                 }
             }
             float dp[Parts][MT][NT / Parts][4];
@@ -407,8 +421,9 @@ DEVICE void backward(const BackwardParams& params) {
 
         const Sequence& sequence = item.sequence;
         float* sum = params.d_q_sum + workspace_row(p, sequence, item.head, item.row) * p.head_dim;
-        i32* turn = params.turns +
-                    (static_cast<i64>(sequence.index) * p.query_heads + item.head) * params.row_tiles + item.tile;
+        // Tiles of packed sequences follow one another: none has as many as there are rows in all.
+        i32* turn = params.turns + (static_cast<i64>(sequence.batch) * p.query_heads + item.head) * params.turn_tiles +
+                    sequence.row_base / Rows + (sequence.index - sequence.batch) + item.tile;
         const bool ordered = !(p.flags & kUnordered);
         if (ordered) {
             if (thread == 0) {
@@ -416,7 +431,7 @@ DEVICE void backward(const BackwardParams& params) {
             }
             sync_threads();     // all tiles of keys before this one have added
         }
-        // All reads before all writes, so that they do not wait for each other.
+        // Additions in memory: nobody waits for what was there. In a turn, no other block adds.
         UNROLL
         for (int qb = 0; qb < QB; ++qb) {
             UNROLL
@@ -425,31 +440,15 @@ DEVICE void backward(const BackwardParams& params) {
                 UNROLL
                 for (int qt = 0; qt < QT; ++qt) {
                     int column = query_column + fragment_column(qt, 0);
-                    float &x = dq[qb][qt][half * 2], &y = dq[qb][qt][half * 2 + 1];
-                    f32x2 before{0.0f, 0.0f};
-                    if (ordered && row < item.rows && column < p.head_dim) {
-                        before = *reinterpret_cast<const f32x2*>(sum + row * p.head_dim + column);
-                    }
-                    x = fused_multiply_add(x, p.scale, before.x);
-                    y = fused_multiply_add(y, p.scale, before.y);
-                }
-            }
-        }
-        UNROLL
-        for (int qb = 0; qb < QB; ++qb) {
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                i32 row = query_row + fragment_row(qb, half * 2);
-                UNROLL
-                for (int qt = 0; qt < QT; ++qt) {
-                    int column = query_column + fragment_column(qt, 0);
-                    float* to = sum + row * p.head_dim + column;
                     if (row >= item.rows || column >= p.head_dim) continue;
+                    float* to = sum + row * p.head_dim + column;
+                    const float x = dq[qb][qt][half * 2] * p.scale, y = dq[qb][qt][half * 2 + 1] * p.scale;
                     if (ordered) {
-                        *reinterpret_cast<f32x2*>(to) = {dq[qb][qt][half * 2], dq[qb][qt][half * 2 + 1]};
+                        add_in_turn(to, x);
+                        add_in_turn(to + 1, y);
                     } else {
-                        add_unordered(to, dq[qb][qt][half * 2]);
-                        add_unordered(to + 1, dq[qb][qt][half * 2 + 1]);
+                        add_unordered(to, x);
+                        add_unordered(to + 1, y);
                     }
                 }
             }
@@ -485,14 +484,10 @@ DEVICE void backward(const BackwardParams& params) {
                 float k0 = dk[mt][ot][half * 2] * p.scale, k1 = dk[mt][ot][half * 2 + 1] * p.scale;
                 float v0 = dv[mt][ot][half * 2] * value_scale, v1 = dv[mt][ot][half * 2 + 1] * value_scale;
                 if (task.is_prefix) {
-                    if (params.d_prefix_k.data != nullptr) {
-                        *element(params.d_prefix_k, task.kv_head, key, column) = k0;
-                        *element(params.d_prefix_k, task.kv_head, key, column + 1) = k1;
-                    }
-                    if (params.d_prefix_v.data != nullptr) {
-                        *element(params.d_prefix_v, task.kv_head, key, column) = v0;
-                        *element(params.d_prefix_v, task.kv_head, key, column + 1) = v1;
-                    }
+                    float* to = params.prefix_partials +
+                                prefix_partial(params, task.group, task.kv_head, task.first_key + local) + column;
+                    *reinterpret_cast<f32x2*>(to) = {k0, k1};
+                    *reinterpret_cast<f32x2*>(to + prefix_partial_size(params)) = {v0, v1};
                 } else {
                     store_pair(row_address<T>(params.d_k, batch, task.kv_head, key) + column, k0, k1);
                     store_pair(row_address<T>(params.d_v, batch, task.kv_head, key) + column, v0, v1);

@@ -115,14 +115,17 @@ struct BackwardParams {
     float* row_factor;      // [B, Hq, N]: w
     float* row_constant;    // [B, Hq, N]: D'
     float* partials;        // [chunks, Hq, partial_size]: sums of adapter gradients, see core/partials.cuh
-    int32_t* turns;         // [sequences, Hq, row_tiles]: how many key tiles have added to a tile of dQ; zeroed by prepare
+    float* prefix_partials; // [prefix_groups, 2, Hkv, L, d]: dK and dV of the prefix, see core/partials.cuh
+    int32_t* turns;         // [B, Hq, turn_tiles]: how many key tiles have added to a tile of dQ; zeroed by prepare
     int32_t* ticket;        // [1]: next task of the main pass; zeroed by prepare
     int32_t row_tiles;      // tiles of queries along a sequence, main pass
+    int32_t turn_tiles;     // row_tiles; packed sequences: those of all, N / rows of a tile + sequences + 1
     int32_t prepare_tiles;  // tiles of queries along a sequence, prepare
     int32_t chunks;         // partial sums per head
     int32_t key_tiles;      // tiles of keys along a sequence
     int32_t prefix_tiles;   // tiles of the prefix
-    int32_t partial_size;   // floats of one partial sum
+    int32_t prefix_groups;  // of sequences, each of which has its own partial sums
+    int32_t partial_size;   // floats from one partial sum to the next, a multiple of 4
     int32_t finish_blocks;  // blocks of finish, any number
     int32_t padding;
 };

@@ -42,6 +42,7 @@ DEVICE void sync_warp() { __syncwarp(); }
 
 // shfl.sync.bfly and shfl.sync.idx over the whole warp. They exchange registers and order no memory.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // vote.sync.any over the whole warp.
@@ -49,8 +50,8 @@ DEVICE bool warp_any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
 // ---- Copies from global to shared memory -------------------------------------------------------------------------------
 
-// cp.async.cg of 16 bytes (9.7.9.25): both addresses are multiples of 16. Where `valid` is false nothing is read, and zeros
-// are written (the ISA asks for a source size under 16 then, and leaves only larger ones than 16 undefined). Done once the thread has waited for the group; other threads need a barrier after that.
+// cp.async.cg of 16 bytes (9.7.9.25): both addresses are multiples of 16. A source size of 16 copies all; of 0, where `valid` is
+// false, reads nothing and writes zeros. Done once the thread has waited for the group; other threads need a barrier after that.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
@@ -142,15 +143,20 @@ DEVICE float sqrt_accurate(float x) { return ::sqrtf(x); }
 // One rounding, and two: the compiler neither splits the first nor fuses the second with an addition.
 DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
 DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
-DEVICE float infinity() { return __int_as_float(0x7f800000); }
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
+DEVICE float infinity() { return as_float(0x7f800000u); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 
 // ---- Global memory shared by blocks ------------------------------------------------------------------------------------
 
-// red.relaxed.gpu.add.f32: adds without an order.
+// red.relaxed.gpu.add.f32: adds without an order. Subnormal numbers and results become 0.
 DEVICE void add_unordered(float* address, float value) {
     asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;\n" ::"l"(address), "f"(value) : "memory");
 }
+
+// The same where what orders the additions to a place, and with it the sum, is something else: the emulator sees to it.
+DEVICE void add_in_turn(float* address, float value) { add_unordered(address, value); }
 
 // atom.relaxed.gpu.add.s32: adds and returns what was there.
 DEVICE i32 fetch_add(i32* address, i32 value) {

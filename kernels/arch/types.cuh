@@ -35,6 +35,11 @@ struct alignas(2) bf16 {
 };
 using f32 = float;
 
+template <class T>
+constexpr bool is_f16 = false;
+template <>
+constexpr bool is_f16<f16> = true;
+
 // Sixteen bytes, the unit in which tiles are copied.
 struct alignas(16) u32x4 {
     u32 x, y, z, w;

@@ -3,7 +3,8 @@
 //
 //     P = exp(s − lse)        dS = P ∘ (w m̃∘dP − D′)
 //
-// Between P and dS, a tile holds P times the derivative of the softcap, negative where dropout has dropped the probability.
+// Between P and dS, a tile holds P times the derivative of the softcap, negative where dropout has dropped the probability (a P
+// of 0 that is dropped becomes -0, which is as good; a NaN keeps no mark, and needs none).
 #pragma once
 
 #include "dropout.cuh"
@@ -29,17 +30,17 @@ DEVICE float probability_scale(const Problem&) {
 }
 template <>
 DEVICE float probability_scale<f16>(const Problem& p) {
-    // w P is at most 1, and w m̃ P what dropout keeps is multiplied by.
+    // w m̃ P is at most dropout_scale.
     return 32768.0f / (p.flags & kDropout ? p.dropout_scale : 1.0f);
 }
 
 // s ← c·tanh(σs/c) − slope·|position − key|. `x.first_row` and `x.first_key` are the warp's first.
-template <int MT, int NT>
+template <class T, int MT, int NT>
 DEVICE void transform_scores_of_keys(float (&s)[MT][NT][4], const ScoreContext& x) {
     const Problem& p = x.problem;
     // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other.
     const i32 start = clamp64(x.sequence.position(x.first_row) - x.first_key, -(1 << 30), 1 << 30);
-    const float factor = p.scale / p.softcap;
+    const Softcap<T> softcap(p);
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
@@ -47,7 +48,7 @@ DEVICE void transform_scores_of_keys(float (&s)[MT][NT][4], const ScoreContext& 
             UNROLL
             for (int e = 0; e < 4; ++e) {
                 float value = s[mt][nt][e];
-                value = p.flags & kSoftcap ? p.softcap * tanh_accurate(value * factor) : value * p.scale;
+                value = p.flags & kSoftcap ? softcap(value) : value * p.scale;
                 i32 distance = start + fragment_column(nt, e) - fragment_row(mt, e);
                 float length = static_cast<float>(distance < 0 ? -distance : distance);
                 s[mt][nt][e] = fused_multiply_add(-x.slope, length, value);
@@ -95,15 +96,16 @@ DEVICE void hide(float (&s)[MT][NT][4], int first_row, SeenBy seen_by) {
 
 // P ← P times the derivative of the softcap, for columns 8·`nt` to 8·`nt` + 15, whose products of keys and queries are
 // `scores`. 0 stays 0: a hidden score may be anything.
-template <int MT, int NT>
+template <class T, int MT, int NT>
 DEVICE void apply_softcap_derivative(float (&s)[MT][NT][4], const float (&scores)[MT][2][4], int nt, const Problem& p) {
-    const float factor = p.scale / p.softcap;
+    const Softcap<T> softcap(p);
+    const float inverse = 1.0f / p.softcap;
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
         for (int e = 0; e < 8; ++e) {
             float& x = s[mt][nt + e / 4][e % 4];
-            float capped = tanh_accurate(scores[mt][e / 4][e % 4] * factor);
+            float capped = softcap(scores[mt][e / 4][e % 4]) * inverse;
             x = x == 0.0f ? 0.0f : x * fused_multiply_add(-capped, capped, 1.0f);
         }
     }
@@ -113,28 +115,28 @@ DEVICE void apply_softcap_derivative(float (&s)[MT][NT][4], const float (&scores
 template <int MT, int NT>
 DEVICE void mark_dropped(float (&s)[MT][NT][4], const Problem& p, u32 stream, u32 head, i32 first_row, i32 first_key) {
     // One call of the generator has eight entries: rows r and r + 8, keys 2i, 2i + 1, 2i + 8, 2i + 9. A lane has the rows 2t,
-    // 2t + 1 and 8 more, each a call, of which it needs the keys g and g + 8.
-    const int g = lane_row();
+    // 2t + 1 and 8 more, each a call, of which it needs the keys g and g + 8; its neighbour g ^ 1 needs the others. Each makes
+    // one of the two calls and tells the other what it says.
+    const int g = lane_row(), own = g % 2;
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         NO_UNROLL
         for (int np = 0; np < NT / 2; ++np) {
-            u32 dropped = 0;
+            Philox bits = philox(static_cast<u32>((first_key + mt * 16) / 16 * 4 + g / 2),
+                                 static_cast<u32>((first_row + np * 16) / 16 * 8 + lane_column() + own), head, stream,
+                                 p.dropout_key[0], p.dropout_key[1]);
+            u32 even = 0, odd = 0;      // of g
             UNROLL
-            for (int e = 0; e < 2; ++e) {
-                Philox bits = philox(static_cast<u32>((first_key + mt * 16) / 16 * 4 + g / 2),
-                                     static_cast<u32>((first_row + np * 16) / 16 * 8 + lane_column() + e), head, stream,
-                                     p.dropout_key[0], p.dropout_key[1]);
+            for (int block = 0; block < 2; ++block) {
                 UNROLL
-                for (int block = 0; block < 2; ++block) {
-                    UNROLL
-                    for (int half = 0; half < 2; ++half) {
-                        u32 word = bits.word[block * 2 + half];
-                        u32 entry = g % 2 == 0 ? word & 0xffffu : word >> 16;
-                        if (entry >= p.dropout_threshold) dropped |= 1u << (block * 4 + half * 2 + e);
-                    }
+                for (int half = 0; half < 2; ++half) {
+                    u32 word = bits.word[block * 2 + half];
+                    if ((word & 0xffffu) >= p.dropout_threshold) even |= 1u << (block * 4 + half * 2);
+                    if (word >> 16 >= p.dropout_threshold) odd |= 1u << (block * 4 + half * 2);
                 }
             }
+            u32 told = shuffle_xor(own == 0 ? odd : even, 4);
+            u32 dropped = (own == 0 ? even : odd) << own | told << (own ^ 1);
             // s[mt][2 * np + …] without an index that the compiler does not know, which would put s into memory.
             UNROLL
             for (int nt = 0; nt < NT; ++nt) {
@@ -161,7 +163,8 @@ DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][N
             UNROLL
             for (int e = 0; e < 4; ++e) {
                 float x = s[mt][nt + block][e];
-                to[mt][block][e] = x < 0.0f ? 0.0f : x * (e % 2 == 0 ? weight.x : weight.y);
+                // Nothing of what is hidden or dropped, whatever the weight.
+                to[mt][block][e] = x <= 0.0f ? 0.0f : x * (e % 2 == 0 ? weight.x : weight.y);
             }
         }
     }

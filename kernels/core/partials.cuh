@@ -1,8 +1,12 @@
-// Layout of a partial sum of one head's adapter gradients: rows of head_dim floats, then sums over rows.
+// Layouts of partial sums that finish adds up.
+//
+// Of one head's adapter gradients: rows of head_dim floats, then sums over rows.
 //
 //     dA_kᵀ [r_k]  dB_k [r_k]  db_k [1]      if the virtual key has an adapter
 //     dA_vᵀ [r_v]  dB_v [r_v]  db_v [1]      if the value has one; the extended value has dA_vᵀ only
 //     da_k [r_k]   da_v [r_v]  Σ ds0 [1]     floats
+//
+// Of the prefix's gradients, for each group of sequences: dK [Hkv, L, head_dim], dV likewise.
 #pragma once
 
 #include "sequence.cuh"
@@ -25,5 +29,16 @@ struct PartialLayout {
         floats = biases + key_rank + value_rank + 1;
     }
 };
+
+// Floats of a group's dK or dV of the prefix.
+DEVICE i64 prefix_partial_size(const BackwardParams& params) {
+    return static_cast<i64>(params.problem.kv_heads) * params.problem.prefix_len * params.problem.head_dim;
+}
+
+// Where a group's dK of a prefix key begins; dV is prefix_partial_size() further.
+DEVICE i64 prefix_partial(const BackwardParams& params, i32 group, i32 kv_head, i32 key) {
+    const i64 row = static_cast<i64>(kv_head) * params.problem.prefix_len + key;
+    return group * (2 * prefix_partial_size(params)) + row * params.problem.head_dim;
+}
 
 }  // namespace inducer

@@ -48,6 +48,7 @@ float f16_to_float(uint16_t bits);
 float exp2_flushed(float x);
 
 void add_unordered(float* address, float value, Site site);
+void add_in_turn(float* address, float value, Site site);
 int32_t fetch_add(int32_t* address, int32_t value, Site site);
 int32_t load_acquire(const int32_t* address, Site site);
 void add_release(int32_t* address, int32_t value, Site site);

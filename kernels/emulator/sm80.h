@@ -27,9 +27,23 @@ DEVICE void sync_threads(SITE) { emulator::sync_threads(site); }
 DEVICE bool sync_threads_or(bool value, SITE) { return emulator::sync_threads_or(value, site); }
 DEVICE void sync_warp(SITE) { emulator::sync_warp(site); }
 
+// ---- Bits of numbers ---------------------------------------------------------------------------------------------------
+
+DEVICE float as_float(u32 bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+DEVICE u32 as_bits(float x) {
+    u32 bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 // ---- Lanes of a warp ---------------------------------------------------------------------------------------------------
 
 DEVICE float shuffle_xor(float value, int mask, SITE) { return emulator::shuffle_xor(value, mask, site); }
+DEVICE u32 shuffle_xor(u32 value, int mask, SITE) { return as_bits(emulator::shuffle_xor(as_float(value), mask, site)); }
 DEVICE float shuffle(float value, int lane, SITE) { return emulator::shuffle(value, lane, site); }
 DEVICE bool warp_any(bool value, SITE) { return emulator::warp_any(value, site); }
 
@@ -65,11 +79,6 @@ DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16, SITE) {
 
 // ---- Conversions -------------------------------------------------------------------------------------------------------
 
-DEVICE float as_float(u32 bits) {
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof x);
-    return x;
-}
 DEVICE u32 pack(float low, float high, bf16) { return emulator::pack_bf16(low, high); }
 DEVICE u32 pack(float low, float high, f16) { return emulator::pack_f16(low, high); }
 DEVICE float to_float(float x) { return x; }
@@ -92,6 +101,7 @@ DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u6
 // ---- Global memory shared by blocks ------------------------------------------------------------------------------------
 
 DEVICE void add_unordered(float* address, float value, SITE) { emulator::add_unordered(address, value, site); }
+DEVICE void add_in_turn(float* address, float value, SITE) { emulator::add_in_turn(address, value, site); }
 DEVICE i32 fetch_add(i32* address, i32 value, SITE) { return emulator::fetch_add(address, value, site); }
 DEVICE i32 load_acquire(const i32* address, SITE) { return emulator::load_acquire(address, site); }
 DEVICE void add_release(i32* address, i32 value, SITE) { emulator::add_release(address, value, site); }

@@ -73,12 +73,13 @@ impl Kernel {
                 if all + scores <= MOST_SHARED { all + scores } else { all }
             }
             Pass::BackwardPrepare => {
-                // The task; Q, dO; 16 coefficients a row; their sums by warp, a number a row; a stage of 32 rows.
+                // The task; Q, dO; 16 coefficients a row; their sums and their largest by warp, a number a row; a stage of 32
+                // rows.
                 let stage = 32 * row;
                 let all = 256
                     + 2 * self.rows * row
                     + 16 * self.rows * size
-                    + 4 * (16 * self.warps + self.rows)
+                    + 4 * (17 * self.warps + self.rows)
                     + stage;
                 // One for each adapter if there is room.
                 if all + stage <= MOST_SHARED { all + stage } else { all }

@@ -21,7 +21,7 @@ const TAIL: i32 = 100;
 
 fn attempt(name: &str, options: &Options) -> Report {
     let tail = name.contains("tail");
-    let between_blocks = ["release", "relaxed", "acquire", "deadlock", "chain", "collide", "atomic"];
+    let between_blocks = ["release", "relaxed", "acquire", "deadlock", "chain", "collide", "atomic", "turn"];
     let between_blocks = between_blocks.iter().any(|word| name.contains(word));
     let grid = if name.contains("chain") {
         3
@@ -109,6 +109,7 @@ faults! {
     chain: READ_AFTER_WRITE, WRITE_AFTER_READ, WRITE_AFTER_WRITE;
     blocks_collide: WRITE_AFTER_WRITE;
     plain_and_atomic: WRITE_AFTER_WRITE;
+    add_out_of_turn: READ_AFTER_WRITE, WRITE_AFTER_WRITE, WRITE_AFTER_READ;
 }
 
 /// Whether blocks run at the same time makes no difference to what is a race, but one that waits for a later one never ends.

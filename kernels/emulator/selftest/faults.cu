@@ -382,6 +382,20 @@ DEVICE void plain_and_atomic(const Params& params) {
     if (Faulty && block_x() == 1 && t == 6) sum[t / 2] = 0.0f;
 }
 
+// Additions whose order is said to be fixed, and is not.
+template <bool Faulty>
+DEVICE void add_out_of_turn(const Params& params) {
+    const u32 t = thread_index();
+    i32* flag = flag_of(params);
+    if (t == 0 && !Faulty) {
+        while (load_acquire(flag) < static_cast<i32>(block_x())) wait_a_little();
+    }
+    sync_threads();
+    add_in_turn(reinterpret_cast<float*>(params.out + 32) + t, as_float(params.in[t]));
+    sync_threads();
+    if (t == 0) add_release(flag, 1);
+}
+
 }  // namespace selftest
 
 #define PAIR(name, shared)                                                                                  \
@@ -424,3 +438,4 @@ PAIR(deadlock, 0)
 PAIR(chain, 0)
 PAIR(blocks_collide, 0)
 PAIR(plain_and_atomic, 0)
+PAIR(add_out_of_turn, 0)

@@ -187,7 +187,9 @@ pub(crate) unsafe fn inducer_backward<V: Vector>(t: &InducerGradientTile) {
                     d_s0 = V::mul(V::mul(lambda, rest), V::sub(kept, saved));
                 } else {
                     d_o_dot_o = saved;
-                    d_s0 = V::mul(lambda, V::sub(kept, saved));
+                    // Where λ is 1 it stays there, whatever rounding has made of O.
+                    let fixed = V::eq(rest, zero);
+                    d_s0 = V::select(fixed, zero, V::mul(lambda, V::sub(kept, saved)));
                 }
                 d_prime = V::sub(V::mul(rest, d_o_dot_o), d_lse);
             }

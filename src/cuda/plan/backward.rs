@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! prepare   Hq · chunks blocks          D′, w, the inducer's part of dQ, partial sums of adapter gradients; zeroes the counters
-//! main      Hkv · (prefix tiles +       a tile of keys each: dK, dV, and dQ in turn
-//!           parts · key tiles) blocks
+//! main      Hkv · (groups · prefix      a tile of keys each: dK, dV, and dQ in turn
+//!           tiles + parts · key
+//!           tiles) blocks
 //! finish    as many as fill a GPU       rounds dQ, adds up partial sums
 //! ```
 
@@ -27,13 +28,15 @@ const BLOCKS: usize = 512;
 /// Tiles and pieces of the workspace, from the problem's sizes alone.
 struct Sizes {
     row_tiles: usize,
+    turn_tiles: usize,
     prepare_tiles: usize,
     key_tiles: usize,
     prefix_tiles: usize,
+    prefix_groups: usize,
     chunks: usize,
     partial_size: usize,
-    /// Bytes of f32 dQ, w, D′, partial sums, turns, ticket.
-    pieces: [usize; 6],
+    /// Bytes of f32 dQ, w, D′, partial sums of adapters and of the prefix, turns, ticket.
+    pieces: [usize; 7],
 }
 
 impl Sizes {
@@ -48,12 +51,25 @@ impl Sizes {
         let tasks = lists.parts() * prepare_tiles;
         let chunks = BLOCKS.div_ceil(heads).min(tasks).max(1);
         let partial_size = partial_size(problem);
+        let prefix_tiles = problem.prefix_len().div_ceil(main.keys as usize);
+        // As many groups of sequences as keep a GPU busy, so that their partial sums stay small.
+        let prefix_groups =
+            BLOCKS.div_ceil((problem.kv_heads() * prefix_tiles).max(1)).min(lists.sequences).max(1);
+        let prefix_size = problem.kv_heads() * problem.prefix_len() * d;
+        let sets = if lists.packed() { 1 } else { lists.sequences };
+        let turn_tiles = if lists.packed() {
+            problem.rows() / main.rows as usize + lists.sequences + 1
+        } else {
+            row_tiles
+        };
         let floats = |n: usize| n.saturating_mul(size_of::<f32>());
         Self {
             row_tiles,
+            turn_tiles,
             prepare_tiles,
             key_tiles: tiles(lists.max_keys, main.keys),
-            prefix_tiles: problem.prefix_len().div_ceil(main.keys as usize),
+            prefix_tiles,
+            prefix_groups,
             chunks,
             partial_size,
             pieces: [
@@ -61,7 +77,8 @@ impl Sizes {
                 floats(rows),
                 floats(rows),
                 floats((chunks * heads).saturating_mul(partial_size)),
-                floats((lists.sequences * heads).saturating_mul(row_tiles)),
+                floats((2 * prefix_groups).saturating_mul(prefix_size)),
+                floats((sets * heads).saturating_mul(turn_tiles)),
                 floats(1),
             ],
         }
@@ -76,12 +93,12 @@ impl Sizes {
     }
 }
 
-/// Floats of one partial sum; `kernels/core/partials.cuh` has its layout.
+/// Floats from one partial sum to the next, which keeps them aligned; `kernels/core/partials.cuh` has their layout.
 fn partial_size(problem: &Problem<'_>) -> usize {
     let (key, value) = (problem.key_rank(), problem.value_rank());
     let adapter_rows = |rank: usize| if rank > 0 { 2 * rank + 1 } else { 0 };
     let value_rows = if problem.is_extended() { value } else { adapter_rows(value) };
-    (adapter_rows(key) + value_rows) * problem.head_dim() + key + value + 1
+    ((adapter_rows(key) + value_rows) * problem.head_dim() + key + value + 1).next_multiple_of(4)
 }
 
 /// Bytes of workspace that a backward needs.
@@ -120,7 +137,7 @@ pub fn backward(
         });
     }
     let mut at = workspace;
-    let [d_q_sum, row_factor, row_constant, partials, turns, ticket] = sizes.pieces.map(|bytes| {
+    let [d_q_sum, row_factor, row_constant, partials, prefix_partials, turns, ticket] = sizes.pieces.map(|bytes| {
         let piece = at;
         at += bytes.next_multiple_of(ALIGN) as u64;
         piece
@@ -130,22 +147,27 @@ pub fn backward(
         row_factor,
         row_constant,
         partials,
+        prefix_partials,
         turns,
         ticket,
         // Sizes of more than 31 bits make more blocks than a launch can have.
         row_tiles: sizes.row_tiles as i32,
+        turn_tiles: sizes.turn_tiles as i32,
         prepare_tiles: sizes.prepare_tiles as i32,
         chunks: sizes.chunks as i32,
         key_tiles: sizes.key_tiles as i32,
         prefix_tiles: sizes.prefix_tiles as i32,
+        prefix_groups: sizes.prefix_groups as i32,
         partial_size: sizes.partial_size as i32,
         finish_blocks: BLOCKS as i32,
         ..params
     };
-    let key_tasks = sizes.prefix_tiles + lists.parts() * sizes.key_tiles;
+    let key_tasks = sizes.prefix_groups * sizes.prefix_tiles + lists.parts() * sizes.key_tiles;
     let kernels = [Pass::BackwardPrepare, Pass::Backward, Pass::BackwardFinish];
     let factors =
         [[problem.query_heads(), sizes.chunks, 1], [problem.kv_heads(), key_tasks, 1], [BLOCKS, 1, 1]];
+    // Prepare counts the tiles of all sequences in 31 bits.
+    launch(find(Pass::BackwardPrepare, problem), [lists.parts(), sizes.prepare_tiles, 2])?;
     let mut launches = [None; 3];
     for ((slot, pass), factors) in launches.iter_mut().zip(kernels).zip(factors) {
         *slot = launch(find(pass, problem), factors)?;
