@@ -69,13 +69,24 @@ fn for_each_backend(
     backends().iter().filter(|b| b.has_backward() && b.supports(&problem)).try_for_each(|b| f(b.as_ref()))
 }
 
-/// Runs a case and the same with row `at` of Q, or key and value `at`, of a batch entry spoilt by a value, and compares
-/// what does not see it.
+/// What a value spoils.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoilt {
+    /// A row of Q.
+    Row,
+    /// A row of K and of V.
+    Key,
+    /// The logits that are given for a row.
+    Logit,
+}
+
+/// Runs a case and the same with row `at` of Q, key and value `at`, or the logits of row `at` of a batch entry spoilt by a
+/// value, and compares what does not see it.
 fn stays_among_those_who_see_it(
     case: &Case,
     batch: usize,
     at: usize,
-    key: bool,
+    what: Spoilt,
     value: f64,
 ) -> Result<(), TestCaseError> {
     let inputs = case.build();
@@ -84,19 +95,20 @@ fn stays_among_those_who_see_it(
     // Rows that the value reaches, and keys that those rows see.
     let mut reached = vec![vec![false; case.rows]; case.batch];
     let mut touched = vec![vec![false; case.keys]; case.batch];
-    if key {
-        for slot in [&inputs.k, &inputs.v] {
-            spoilt.spoil_rows(slot, value, |b, j| (b, j) == (batch, at));
-        }
-    } else {
-        spoilt.spoil_rows(&inputs.q, value, |b, n| (b, n) == (batch, at));
+    let slots = match what {
+        Spoilt::Row => vec![&inputs.q],
+        Spoilt::Key => vec![&inputs.k, &inputs.v],
+        Spoilt::Logit => inputs.logit.iter().collect(),
+    };
+    for slot in slots {
+        spoilt.spoil_rows(slot, value, |b, n| (b, n) == (batch, at));
     }
     for sequence in (0..problem.sequences()).map(|s| problem.sequence(s)).filter(|s| s.batch == batch) {
         for row in 0..sequence.rows {
             let (first, end) = sequence.visible(row);
             let keys = sequence.key_base + first..sequence.key_base + end;
             let n = sequence.row_base + row;
-            if if key { keys.contains(&at) } else { n == at } {
+            if if what == Spoilt::Key { keys.contains(&at) } else { n == at } {
                 reached[batch][n] = true;
                 touched[batch][keys].fill(true);
             }
@@ -249,7 +261,8 @@ proptest! {
     ) {
         prop_assume!(case.batch > 0 && case.rows > 0 && (!key || case.keys > 0));
         let (batch, at) = (entry.index(case.batch), at.index(if key { case.keys } else { case.rows }));
-        stays_among_those_who_see_it(&Case { broadcast: false, ..case }, batch, at, key, value)?;
+        let what = if key { Spoilt::Key } else { Spoilt::Row };
+        stays_among_those_who_see_it(&Case { broadcast: false, ..case }, batch, at, what, value)?;
     }
 
     /// A given logit of −∞ means no virtual token.
@@ -338,8 +351,95 @@ fn a_spoilt_row_reaches_no_key_in_another_tile() {
     case.config.causal = true;
     case.config.window_left = Some(0);
     for (dtype, value) in [(DType::F32, f64::NAN), (DType::F32, f64::INFINITY), (DType::BF16, f64::NAN)] {
-        let case = Case { dtype, parameter_dtype: dtype, ..case.clone() };
-        stays_among_those_who_see_it(&case, 0, 126, true, value).unwrap();
+        for head_dim in [1, 8] {
+            let case = Case { dtype, parameter_dtype: dtype, head_dim, ..case.clone() };
+            stays_among_those_who_see_it(&case, 0, 126, Spoilt::Key, value).unwrap();
+        }
+    }
+}
+
+/// A logit that is NaN makes a row's λ NaN, and with it the weight of the row's attention. Q, K, V and dO are finite: nothing
+/// else tells that keys which the row does not see are to be kept from it.
+#[test]
+fn a_spoilt_logit_stays_in_its_row() {
+    for value in [ValueCase::Zero, ValueCase::Direct { rank: 3 }, ValueCase::Residual { rank: 3 }] {
+        let inducer = Some(InducerCase::new(KeyCase::LogitPerToken, value));
+        let mut case = Case { kv_heads: 1, rows: 100, keys: 100, head_dim: 8, inducer, ..Case::default() };
+        case.config.causal = true;
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let case = Case { dtype, parameter_dtype: dtype, ..case.clone() };
+            stays_among_those_who_see_it(&case, 0, 20, Spoilt::Logit, f64::NAN).unwrap();
+        }
+    }
+}
+
+/// A row that sees nothing has λ = 1, whatever else there is: its logit has no gradient, though rounding O leaves a difference
+/// between dO·O and λ dO·Δ.
+#[test]
+fn the_logit_of_a_row_that_sees_nothing_has_no_gradient() {
+    for (key, value) in [
+        (KeyCase::LogitPerToken, ValueCase::Direct { rank: 3 }),
+        (KeyCase::LogitPerToken, ValueCase::Residual { rank: 3 }),
+        (KeyCase::LogitPerHead, ValueCase::Direct { rank: 3 }),
+    ] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let inducer = Some(InducerCase::new(key, value));
+            let case = Case {
+                keys: 0,
+                rows: 50,
+                head_dim: 40,
+                dtype,
+                parameter_dtype: dtype,
+                inducer,
+                ..Case::default()
+            };
+            let inputs = case.build();
+            for_each_backend(&inputs, |backend| {
+                let logit = run_both(backend, &inputs)?.backward.get("logit");
+                prop_assert!(logit.data.iter().all(|&x| x == 0.0), "{}: {logit:?}", backend.name());
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+}
+
+/// Gradients are linear in those of the results. At 2^-12, numbers such as λ dO are where f16 has few digits left.
+#[test]
+fn small_gradients_keep_their_digits() {
+    let scale = 2f64.powi(-12);
+    let (key, value) = (KeyCase::Residual { rank: 5 }, ValueCase::Residual { rank: 5 });
+    let inducer = Some(InducerCase::new(key, value));
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let case = Case {
+            rows: 200,
+            keys: 200,
+            head_dim: 64,
+            dtype,
+            parameter_dtype: dtype,
+            inducer,
+            ..Case::default()
+        };
+        let inputs = case.build();
+        let mut small = inputs.clone();
+        let d_o = inputs.arena.read(&inputs.d_o).data;
+        small.arena.fill(&inputs.d_o, |i| d_o[i] * scale);
+        for_each_backend(&inputs, |backend| {
+            let (large, small) = (run_both(backend, &inputs)?.backward, run_both(backend, &small)?.backward);
+            for (name, a) in large.named() {
+                // dQ, dK and dV are themselves of these types.
+                if matches!(name, "q" | "k" | "v") {
+                    continue;
+                }
+                let b = small.get(name);
+                let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+                let difference = norm(&mut a.data.iter().zip(&b.data).map(|(a, b)| a - b / scale));
+                let error = difference / norm(&mut a.data.iter().copied());
+                prop_assert!(error < 1e-3, "{} {dtype:?}: {name} is off by {error:.1e}", backend.name());
+            }
+            Ok(())
+        })
+        .unwrap();
     }
 }
 

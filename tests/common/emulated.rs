@@ -17,6 +17,8 @@ use super::staging::{self, Device};
 pub struct Emulated {
     /// How to run launches; `None`: differently for problems of different sizes.
     pub options: Option<Options>,
+    /// The most rows and keys that a packed sequence is said to have; `None`: what is true.
+    pub bounds: Option<(usize, usize)>,
     /// Barriers, waits and the like that launches came to.
     pub sites: Arc<Mutex<BTreeSet<Site>>>,
 }
@@ -60,7 +62,7 @@ impl Pieces {
     }
 
     /// Copies of a problem's lists.
-    fn lists(&mut self, problem: &Problem<'_>) -> Lists {
+    fn lists(&mut self, problem: &Problem<'_>, bounds: Option<(usize, usize)>) -> Lists {
         let own = RawLists::of(problem);
         let raw = RawLists {
             query_lengths: self.list(own.query_lengths),
@@ -70,7 +72,8 @@ impl Pieces {
             cu_seqlens_k: self.list(own.cu_seqlens_k),
             positions: self.list(own.positions),
             alibi_slopes: self.list(own.alibi_slopes),
-            ..own
+            max_rows: bounds.map_or(own.max_rows, |b| Some(b.0)),
+            max_keys: bounds.map_or(own.max_keys, |b| Some(b.1)),
         };
         Lists::new(problem, &raw).expect("a problem's own lists fit it")
     }
@@ -147,7 +150,7 @@ impl Backend for Emulated {
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
         staging::forward(&mut Pieces::default(), problem, outputs, |pieces, copy, call| {
-            let lists = pieces.lists(copy);
+            let lists = pieces.lists(copy, self.bounds);
             pieces.run(&plan::forward(&call, &lists)?, &self.options(copy), &self.sites);
             Ok(())
         })
@@ -162,7 +165,7 @@ impl Backend for Emulated {
     ) -> Result<(), Error> {
         let inputs = (&saved, &upstream);
         staging::backward(&mut Pieces::default(), problem, inputs, gradients, |pieces, copy, call| {
-            let lists = pieces.lists(copy);
+            let lists = pieces.lists(copy, self.bounds);
             let workspace = Memory::new(plan::backward_workspace(copy, &lists));
             pieces.regions.push(workspace.output());
             let address = workspace.address() as u64;

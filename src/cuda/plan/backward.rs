@@ -137,11 +137,12 @@ pub fn backward(
         });
     }
     let mut at = workspace;
-    let [d_q_sum, row_factor, row_constant, partials, prefix_partials, turns, ticket] = sizes.pieces.map(|bytes| {
-        let piece = at;
-        at += bytes.next_multiple_of(ALIGN) as u64;
-        piece
-    });
+    let [d_q_sum, row_factor, row_constant, partials, prefix_partials, turns, ticket] =
+        sizes.pieces.map(|bytes| {
+            let piece = at;
+            at += bytes.next_multiple_of(ALIGN) as u64;
+            piece
+        });
     params = BackwardParams {
         d_q_sum,
         row_factor,
