@@ -43,14 +43,15 @@ DEVICE const T* element_address(const char* tile, int row, int column) {
 }
 
 // Starts to copy Rows rows of head_dim elements into a tile; `rows` points to the first one in global memory. Rows outside
-// [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part.
-// Where registers are scarce, `Fast` is false.
+// [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part. Where registers are
+// scarce, `Fast` is false: addresses are then not kept from one call to the next.
 template <class T, int D, int Rows, int Threads, bool Fast = true>
 DEVICE void load_tile(char* tile, const T* rows, i64 stride, int begin, int end, int head_dim) {
     constexpr int chunks = D / kPerChunk<T>, step = Threads / chunks;
     static_assert(Threads % chunks == 0 && Rows % step == 0, "a thread copies one chunk of every `step`-th row");
     static_assert(chunks >= 8 && (step & (step - 1)) == 0, "rows of one thread differ by an exclusive or of their places");
-    const int row = static_cast<int>(thread_index()) / chunks, chunk = static_cast<int>(thread_index()) % chunks;
+    const int thread = static_cast<int>(Fast ? thread_index() : thread_index_anew());
+    const int row = thread / chunks, chunk = thread % chunks;
     const bool inside = chunk * kPerChunk<T> < head_dim;
     const T* from = rows + row * stride + chunk * kPerChunk<T>;
     const i64 by = stride * step;
