@@ -12,7 +12,7 @@ use super::driver::{attribute, checked, version};
 use super::images::fatbins;
 use super::kernels::{KERNELS, Kernel};
 use super::lists::Lists;
-use super::plan::{self, Plan};
+use super::plan::{self, Plan, SumOrder};
 use crate::attention::{Problem, expect_memory};
 use crate::call::{Backward, Forward};
 use crate::error::{Error, Result};
@@ -40,6 +40,7 @@ pub struct Engine {
     modules: Vec<sys::CUmodule>,
     /// In the order of [`KERNELS`].
     functions: Vec<Option<sys::CUfunction>>,
+    order: SumOrder,
 }
 
 // SAFETY: handles of modules and functions may be used from any thread in which the context is current.
@@ -68,7 +69,12 @@ impl Engine {
         if major < 8 {
             return Err(Error::DeviceTooOld { ordinal, major, minor });
         }
-        let mut engine = Self { context: context.clone(), modules: Vec::new(), functions: Vec::new() };
+        let mut engine = Self {
+            context: context.clone(),
+            modules: Vec::new(),
+            functions: Vec::new(),
+            order: SumOrder::Fixed,
+        };
         for (_, image) in fatbins() {
             // SAFETY: a complete fatbin, whose header has its length.
             match unsafe { result::module::load_data(image.as_ptr().cast()) } {
@@ -85,6 +91,13 @@ impl Engine {
         }
         engine.functions = KERNELS.iter().map(|kernel| engine.load(kernel)).collect::<Result<_>>()?;
         Ok(engine)
+    }
+
+    /// Lets dQ be summed in another order; [`SumOrder::Fixed`] if this is not called.
+    #[must_use]
+    pub fn with_sum_order(mut self, order: SumOrder) -> Self {
+        self.order = order;
+        self
     }
 
     /// Finds a kernel in the modules and allows it its shared memory.
@@ -201,7 +214,7 @@ impl Engine {
         stream: &CudaStream,
     ) -> Result<()> {
         expect_memory("q", call.problem.memory(), self.memory())?;
-        let plan = plan::backward(&call, lists, workspace, bytes)?;
+        let plan = plan::backward(&call, lists, workspace, bytes, self.order)?;
         // SAFETY: the plan's addresses are those of the call and of the workspace; the rest is the caller's promise.
         unsafe { self.launch(&plan, stream) }
     }

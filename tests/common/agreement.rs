@@ -37,3 +37,12 @@ pub fn check(case: &Case) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// As [`check`], on one backend.
+///
+/// # Errors
+/// What disagrees, in words.
+pub fn check_on(backend: &dyn Backend, case: &Case) -> Result<(), String> {
+    let inputs = case.build();
+    agrees(backend, &inputs, &Judge::of(&inputs)?)
+}

@@ -25,6 +25,18 @@ const ALIGN: usize = 256;
 /// everywhere.
 const BLOCKS: usize = 512;
 
+/// In which order the backward sums dQ over tiles of keys.
+///
+/// Whatever it is, all other gradients are the same from run to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SumOrder {
+    /// A fixed one: dQ is the same from run to run, bit by bit. Tiles of keys wait for their turn.
+    #[default]
+    Fixed,
+    /// As tiles come: nobody waits, and the last bits of dQ differ from run to run.
+    Any,
+}
+
 /// Tiles and pieces of the workspace, from the problem's sizes alone.
 struct Sizes {
     row_tiles: usize,
@@ -116,12 +128,16 @@ pub fn backward(
     lists: &Lists,
     workspace: u64,
     bytes: usize,
+    order: SumOrder,
 ) -> Result<BackwardPlan> {
     let problem = call.problem;
     let mut params =
         BackwardParams { problem: convert::problem(problem, lists)?, ..BackwardParams::default() };
     inputs(call, &mut params)?;
     outputs(call, &mut params)?;
+    if order == SumOrder::Any {
+        params.problem.flags |= flags::UNORDERED;
+    }
 
     let sizes = Sizes::of(problem, lists);
     if bytes < sizes.bytes() {

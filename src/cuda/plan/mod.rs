@@ -7,7 +7,7 @@ mod forward;
 
 use bytemuck::{Pod, bytes_of};
 
-pub use backward::{backward, backward_workspace};
+pub use backward::{SumOrder, backward, backward_workspace};
 pub use forward::forward;
 
 use super::convert;
