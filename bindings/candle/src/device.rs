@@ -47,8 +47,7 @@ const SUPPORTED: &str = if cfg!(feature = "cuda") {
     "CPU tensors (feature `cuda` adds CUDA tensors)"
 };
 
-/// CUDA device `ordinal` with the kernels of this crate loaded, as [`Device::new_cuda`], which panics where candle loads the
-/// driver at run time and there is none.
+/// CUDA device `ordinal`, with the kernels of this crate loaded: [`Device::new_cuda`] after a look at what it needs.
 ///
 /// # Errors
 /// [`DeviceError::NoCudaFeature`]; [`DeviceError::Cuda`] without a driver, without such a device, and without kernels for it;

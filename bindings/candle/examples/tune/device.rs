@@ -39,6 +39,10 @@ fn notice(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::{choose, notice};
+    use crate::adapter::{Adapter, Method};
+    use crate::model::{Config, Model, Weights, initial_weights, on_device, trainable};
+    use crate::optimizer::AdamW;
+    use candle_core::{Device, Tensor};
 
     #[test]
     fn the_cpu_is_taken_without_a_word() {
@@ -66,5 +70,56 @@ mod tests {
     fn errors_of_several_lines_become_one() {
         let line = notice(&anyhow::anyhow!("inducer_attention\n\n  no CUDA driver\n"));
         assert_eq!(line, "--device cuda: inducer_attention: no CUDA driver; going on on the CPU");
+    }
+
+    const TINY: Config =
+        Config { vocabulary: 256, context: 16, width: 24, hidden: 30, heads: 3, layers: 2, epsilon: 1e-5 };
+
+    /// Losses before and after each of a few steps: of training the model, and of each method.
+    fn losses(device: &Device) -> anyhow::Result<Vec<f32>> {
+        let text: Vec<u32> = (0..40).map(|i| i * 37 % 256).collect();
+        let tokens = Tensor::new(&text[..24], &Device::Cpu)?.reshape((2, 12))?;
+        let targets = Tensor::new(&text[1..25], &Device::Cpu)?.reshape((2, 12))?;
+        let mut losses = Vec::new();
+        let mut steps = |model: &Model, adapter: Option<&Adapter>, parameters| -> anyhow::Result<()> {
+            let mut optimizer = AdamW::new(parameters, 0.1);
+            for _ in 0..3 {
+                let loss = model.loss(&tokens, &targets, adapter)?;
+                losses.push(loss.to_scalar()?);
+                optimizer.step(&loss.backward()?, 0.01)?;
+            }
+            losses.push(model.loss(&tokens, &targets, adapter)?.to_scalar()?);
+            Ok(())
+        };
+        let weights = on_device(initial_weights(&TINY, 1)?, device)?;
+        let variables = trainable(weights.clone())?;
+        let tracked: Weights = variables.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
+        steps(&Model::new(TINY, tracked)?, None, variables.into_values().collect())?;
+        let frozen = Model::new(TINY, weights)?;
+        for method in Method::ALL {
+            let adapter = Adapter::new(method.recipe(2, &TINY), &frozen, &text, 7)?;
+            steps(&frozen, Some(&adapter), adapter.variables()?)?;
+            let path =
+                std::env::temp_dir().join(format!("tune-gpu-{}-{}", method.name(), std::process::id()));
+            adapter.save(&path)?;
+            let loaded = Adapter::load(&path, &TINY, device);
+            std::fs::remove_file(&path)?;
+            steps(&frozen, Some(&loaded?), Vec::new())?;
+        }
+        Ok(losses)
+    }
+
+    #[test]
+    fn steps_on_a_gpu_are_those_on_the_cpu() -> anyhow::Result<()> {
+        let (device, line) = choose(true);
+        if let Some(line) = line {
+            eprintln!("skipped: {line}");
+            return Ok(());
+        }
+        let (got, expected) = (losses(&device)?, losses(&Device::Cpu)?);
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert!((got - expected).abs() < 1e-3 * expected, "loss {i}: {got} instead of {expected}");
+        }
+        Ok(())
     }
 }
