@@ -29,10 +29,11 @@ fn usable() -> Result<Device> {
     Ok(device)
 }
 
-/// One line, whatever the error's text.
+/// One line, whatever the error's text. candle's ends with a backtrace where the environment asks for one.
 fn notice(error: &anyhow::Error) -> String {
     let text = error.to_string();
-    let reason: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("0: "));
+    let reason: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
     format!("--device cuda: {}; going on on the CPU", reason.join(": "))
 }
 
@@ -68,7 +69,8 @@ mod tests {
 
     #[test]
     fn errors_of_several_lines_become_one() {
-        let line = notice(&anyhow::anyhow!("inducer_attention\n\n  no CUDA driver\n"));
+        let line =
+            notice(&anyhow::anyhow!("inducer_attention\n\n  no CUDA driver\n   0: main\n  at main.rs"));
         assert_eq!(line, "--device cuda: inducer_attention: no CUDA driver; going on on the CPU");
     }
 
