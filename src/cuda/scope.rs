@@ -33,10 +33,11 @@ use crate::tensor::{Element, Layout, TensorMut, TensorRef};
 /// let zeros = || stream.alloc_zeros::<bf16>(shape.iter().product()).expect("memory of the device");
 /// let (q, k, v, mut o) = (zeros(), zeros(), zeros(), zeros());
 ///
+/// let lists; // what a scope lends outlives it
 /// let scope = Scope::new(&engine, &stream)?;
 /// let attention = Attention::new(scope.read(&q, shape)?, scope.read(&k, shape)?, scope.read(&v, shape)?);
 /// let problem = attention.validate()?;
-/// let lists = DeviceLists::upload(&problem, &stream)?;
+/// lists = DeviceLists::upload(&problem, &stream)?;
 /// let call = problem.forward(Outputs::new(scope.write(&mut o, shape)?))?;
 /// scope.forward(call, &lists)?;
 /// # Ok::<(), inducer_attention::Error>(())

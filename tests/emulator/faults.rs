@@ -167,3 +167,14 @@ fn what_is_left_out_is_missed() {
         }
     }
 }
+
+/// Without the detector every kernel that has no fault of its own runs to its end.
+#[test]
+fn sound_kernels_run_without_the_detector() {
+    for kernel in inducer_attention::emulator::kernels() {
+        if kernel.name.starts_with("selftest_sound_") {
+            let report = attempt(&kernel.name, &Options { detector: false, ..Options::default() });
+            assert!(report.is_clean(), "{}: {report}", kernel.name);
+        }
+    }
+}

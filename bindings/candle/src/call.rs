@@ -1,15 +1,17 @@
-//! One call of the operation over detached tensors: forward and backward through the engine, without a graph.
+//! One call of the operation over detached tensors: forward and backward through a backend, without a graph.
 
 use candle_core::{DType, Result, Tensor};
 use inducer_attention::{
     Adapter, AdapterGradients, Attention, DownProjection, DownProjectionGradients, Gradients, Inducer,
-    KeyGradients, Outputs, Prefix, PrefixGradients, Problem, Saved, SavedOutput, TensorMut, TensorRef,
-    Upstream, ValueGradients, VirtualKey, VirtualValue,
+    KeyGradients, Outputs, Prefix, PrefixGradients, Saved, SavedOutput, TensorMut, TensorRef, Upstream,
+    ValueGradients, VirtualKey, VirtualValue,
 };
 
-use crate::engine;
+use crate::backend::{Backend, Lists, Scope, Scratch};
+use crate::device::check_supported;
+use crate::layout::{last_contiguous, packed_width, readable_rows};
 use crate::options::{AttentionOptions, TensorLayout};
-use crate::storage::{Borrowed, Buffer, CONTEXT, check_supported, wrap};
+use crate::storage::{Buffer, CONTEXT, Locked, View, wrap};
 use crate::tensors::{KeyTensors, Named, ValueTensors, VirtualTokens};
 
 /// The inputs of one call, detached from every graph, with contiguous last dimensions.
@@ -19,11 +21,13 @@ pub(crate) struct Call {
     v: Tensor,
     tokens: VirtualTokens,
     options: AttentionOptions,
+    lists: Lists,
 }
 
 /// What the forward computes.
 pub(crate) struct Results {
-    /// O, or `[attn | U]` along the last dimension for the extended value; in the layout of the options.
+    /// O, or `[attn | U]` along the last dimension for the extended value; in the layout of the options. On a GPU rows of the
+    /// latter may end with padding behind [`Call::width`] elements.
     pub(crate) main: Buffer,
     pub(crate) lse: Option<Buffer>,
     pub(crate) attn: Option<Buffer>,
@@ -56,53 +60,71 @@ impl Call {
         options: &AttentionOptions,
     ) -> Result<Self> {
         for (name, tensor) in sources(q, k, v, tokens) {
-            check_supported(name, tensor)?;
+            check_supported(name, tensor, q)?;
         }
-        let prepare = |t: &Tensor| last_contiguous(&t.detach());
-        // The engine takes prefix tokens of Q's dtype; trained ones are often f32.
-        let prefix = |t: &Tensor| last_contiguous(&t.detach().to_dtype(q.dtype())?);
+        let rows = |t: &Tensor| readable_rows(&t.detach());
+        // The engines take prefix tokens of Q's dtype; trained ones are often f32.
+        let prefix = |t: &Tensor| readable_rows(&t.detach().to_dtype(q.dtype())?);
+        let inducer = |t: &Tensor| last_contiguous(&t.detach());
         Ok(Self {
-            q: prepare(q)?,
-            k: prepare(k)?,
-            v: prepare(v)?,
-            tokens: tokens.map(prefix, prepare)?,
+            q: rows(q)?,
+            k: rows(k)?,
+            v: rows(v)?,
+            tokens: tokens.map(prefix, inducer)?,
             options: options.clone(),
+            lists: Lists::default(),
         })
+    }
+
+    /// Elements of a row of the main result.
+    pub(crate) fn width(&self) -> usize {
+        self.q.dims().last().copied().unwrap_or(0) + self.rank()
+    }
+
+    fn rank(&self) -> usize {
+        self.tokens.extended_rank().unwrap_or(0)
     }
 
     /// Runs the forward. lse is computed if wanted, attn if the options say so and lse is wanted.
     pub(crate) fn forward(&self, lse: bool) -> Result<Results> {
-        let rank = self.tokens.extended_rank().unwrap_or(0);
-        self.with_problem(|problem| {
-            let (batch, heads) = (problem.batch(), problem.query_heads());
-            let (rows, head_dim) = (problem.rows(), problem.head_dim());
-            let row_major = |width: usize| self.dims([batch, heads, rows, width]);
-            let mut main = Buffer::zeros(self.q.dtype(), row_major(head_dim + rank).to_vec())?;
-            let mut lse = if lse { Some(Buffer::zeros(DType::F32, (batch, heads, rows))?) } else { None };
-            let mut attn = if self.options.save_attention && lse.is_some() {
-                Some(Buffer::zeros(self.q.dtype(), row_major(head_dim).to_vec())?)
-            } else {
-                None
-            };
-            let o = self.bhnd_mut(main.view()?)?;
-            let (o, u) = if problem.is_extended() {
-                let (o, u) = o.split_at(3, head_dim).map_err(wrap)?;
-                (o, Some(u))
-            } else {
-                (o, None)
-            };
-            let outputs = Outputs {
-                o,
-                lse: lse.as_mut().map(Buffer::view).transpose()?,
-                u,
-                attn: match &mut attn {
-                    Some(attn) => Some(self.bhnd_mut(attn.view()?)?),
-                    None => None,
-                },
-            };
-            engine::forward(problem, outputs).map_err(wrap)?;
-            Ok(Results { main, lse, attn })
-        })
+        let (device, dtype) = (self.q.device(), self.q.dtype());
+        let backend = Backend::of(device)?;
+        // A scope's memory is declared before it.
+        let (mut main, mut lse_buffer, mut attn) = (None, None, None);
+        let locked = self.lock();
+        let views = views(&locked)?;
+        let scope = backend.scope()?;
+        let attention = self.attention(&scope, &views)?;
+        let problem = attention.validate().map_err(wrap)?;
+
+        let (batch, heads) = (problem.batch(), problem.query_heads());
+        let (rows, head_dim) = (problem.rows(), problem.head_dim());
+        let row_major = |width: usize| self.dims([batch, heads, rows, width]).to_vec();
+        let width = packed_width(head_dim, self.rank(), device.is_cuda());
+        let main_view = scope.write(main.insert(Buffer::new(device, dtype, row_major(width))?))?;
+        let o = self.bhnd_mut(main_view)?;
+        let (o, u) = if problem.is_extended() {
+            let (o, rest) = o.split_at(3, head_dim).map_err(wrap)?;
+            let (u, _) = rest.split_at(3, self.rank()).map_err(wrap)?;
+            (o, Some(u))
+        } else {
+            (o, None)
+        };
+        let mut outputs = Outputs { o, lse: None, u, attn: None };
+        if lse {
+            let buffer = Buffer::new(device, DType::F32, (batch, heads, rows))?;
+            outputs.lse = Some(scope.write(lse_buffer.insert(buffer))?);
+        }
+        if lse && self.options.save_attention {
+            let buffer = Buffer::new(device, dtype, row_major(head_dim))?;
+            outputs.attn = Some(self.bhnd_mut(scope.write(attn.insert(buffer))?)?);
+        }
+        scope.forward(&problem, outputs, &self.lists)?;
+        scope.end();
+        match main {
+            Some(main) => Ok(Results { main, lse: lse_buffer, attn }),
+            None => candle_core::bail!("{CONTEXT}: the forward has no result"),
+        }
     }
 
     /// Runs the backward: one gradient for each of [`sources`] that is wanted, of that source's shape, f32 for the virtual
@@ -121,74 +143,89 @@ impl Call {
             rest = others;
             these.contains(&true)
         });
+        let device = self.q.device();
         let mut inputs = Vec::new();
         for t in [&self.q, &self.k, &self.v] {
-            inputs.push(Buffer::zeros(t.dtype(), t.shape())?);
+            inputs.push(Buffer::new(device, t.dtype(), t.shape())?);
         }
         let mut virtual_tokens: [Vec<Buffer>; 3] = Default::default();
         for ((buffers, group), wanted) in virtual_tokens.iter_mut().zip(&groups).zip(group_wanted) {
             for (_, t) in group.iter().filter(|_| wanted) {
-                buffers.push(Buffer::zeros(DType::F32, t.shape())?);
+                buffers.push(Buffer::new(device, DType::F32, t.shape())?);
             }
         }
 
         // Upstream gradients may be broadcast views; a missing dO is one row of zeros seen from everywhere.
         let d_main = match d_main {
-            Some(t) => last_contiguous(t)?,
+            Some(t) => readable_rows(t)?,
             None => zero_row(&saved.main)?,
         };
-        let d_main = Borrowed::new("d_o", &d_main);
-        let d_lse = d_lse.map(|t| Borrowed::new("d_lse", t));
-        let main = Borrowed::new("saved.o", &saved.main);
-        let lse = Borrowed::new("saved.lse", &saved.lse);
-        let attn = saved.attn.as_ref().map(|t| Borrowed::new("saved.attn", t));
-        self.with_problem(|problem| {
-            let head_dim = problem.head_dim();
-            let d_main = self.bhnd(d_main.view()?)?;
-            let width = d_main.shape()[3];
-            let upstream = Upstream {
-                d_o: d_main.narrow(3, 0, head_dim).map_err(wrap)?,
-                d_lse: d_lse.as_ref().map(Borrowed::view).transpose()?,
-                d_u: if problem.is_extended() {
-                    Some(d_main.narrow(3, head_dim, width).map_err(wrap)?)
-                } else {
-                    None
-                },
-            };
-            let output = match &attn {
-                Some(attn) => SavedOutput::Attention(self.bhnd(attn.view()?)?),
-                None => SavedOutput::Output(self.bhnd(main.view()?)?.narrow(3, 0, head_dim).map_err(wrap)?),
-            };
-            let saved = Saved { output, lse: lse.view()? };
-            let [d_q, d_k, d_v] = &mut inputs[..] else { unreachable!("three inputs") };
-            let [prefix, key, value] = &mut virtual_tokens;
-            let gradients = Gradients {
-                d_q: self.bhnd_mut(d_q.view()?)?,
-                d_k: self.bhnd_mut(d_k.view()?)?,
-                d_v: self.bhnd_mut(d_v.view()?)?,
-                prefix: match &mut prefix[..] {
-                    [k, v] => Some(PrefixGradients { k: k.view()?, v: v.view()? }),
-                    _ => None,
-                },
-                key: match (self.tokens.inducer.as_ref().map(|i| &i.key), &mut key[..]) {
-                    (Some(KeyTensors::LogitPerToken(_)), [logit]) => {
-                        KeyGradients::LogitPerToken(logit.view()?)
-                    }
-                    (_, [logit]) => KeyGradients::LogitPerHead(logit.view()?),
-                    (_, [a, b, c, d]) => KeyGradients::Residual(adapter_gradients(a, b, c, d)?),
-                    _ => KeyGradients::None,
-                },
-                value: match &mut value[..] {
-                    [a, b, c, d] => ValueGradients::Adapter(adapter_gradients(a, b, c, d)?),
-                    [a, b] => ValueGradients::Extended(DownProjectionGradients {
-                        down_weight: a.view()?,
-                        down_bias: b.view()?,
-                    }),
-                    _ => ValueGradients::None,
-                },
-            };
-            engine::backward(problem, saved, upstream, gradients).map_err(wrap)
-        })?;
+        let backend = Backend::of(device)?;
+        let mut scratch = Scratch::default();
+        let mut locked = self.lock();
+        let sources = locked.len();
+        locked.push(Locked::new("d_o", &d_main));
+        locked.push(Locked::new("saved.o", &saved.main));
+        locked.push(Locked::new("saved.lse", &saved.lse));
+        locked.extend(saved.attn.as_ref().map(|t| Locked::new("saved.attn", t)));
+        locked.extend(d_lse.map(|t| Locked::new("d_lse", t)));
+        let views = views(&locked)?;
+        let scope = backend.scope()?;
+        let (source_views, others) = views.split_at(sources);
+        let attention = self.attention(&scope, source_views)?;
+        let problem = attention.validate().map_err(wrap)?;
+
+        let mut others = Views { scope: &scope, views: others.iter() };
+        let (head_dim, width) = (problem.head_dim(), self.width());
+        let d_main = self.bhnd(others.next()?)?;
+        let d_u =
+            if problem.is_extended() { Some(d_main.narrow(3, head_dim, width).map_err(wrap)?) } else { None };
+        let d_o = d_main.narrow(3, 0, head_dim).map_err(wrap)?;
+        let main = self.bhnd(others.next()?)?.narrow(3, 0, head_dim).map_err(wrap)?;
+        let lse = others.next()?;
+        let output = if saved.attn.is_some() {
+            SavedOutput::Attention(self.bhnd(others.next()?)?)
+        } else {
+            SavedOutput::Output(main)
+        };
+        let d_lse = if d_lse.is_some() { Some(others.next()?) } else { None };
+
+        let [d_q, d_k, d_v] = &mut inputs[..] else { unreachable!("three inputs") };
+        let [prefix, key, value] = &mut virtual_tokens;
+        let gradients = Gradients {
+            d_q: self.bhnd_mut(scope.write(d_q)?)?,
+            d_k: self.bhnd_mut(scope.write(d_k)?)?,
+            d_v: self.bhnd_mut(scope.write(d_v)?)?,
+            prefix: match &mut prefix[..] {
+                [k, v] => Some(PrefixGradients { k: scope.write(k)?, v: scope.write(v)? }),
+                _ => None,
+            },
+            key: match (self.tokens.inducer.as_ref().map(|i| &i.key), &mut key[..]) {
+                (Some(KeyTensors::LogitPerToken(_)), [logit]) => {
+                    KeyGradients::LogitPerToken(scope.write(logit)?)
+                }
+                (_, [logit]) => KeyGradients::LogitPerHead(scope.write(logit)?),
+                (_, [a, b, c, d]) => KeyGradients::Residual(adapter_gradients(&scope, [a, b, c, d])?),
+                _ => KeyGradients::None,
+            },
+            value: match &mut value[..] {
+                [a, b, c, d] => ValueGradients::Adapter(adapter_gradients(&scope, [a, b, c, d])?),
+                [a, b] => ValueGradients::Extended(DownProjectionGradients {
+                    down_weight: scope.write(a)?,
+                    down_bias: scope.write(b)?,
+                }),
+                _ => ValueGradients::None,
+            },
+        };
+        scope.backward(
+            &problem,
+            Saved { output, lse },
+            Upstream { d_o, d_lse, d_u },
+            gradients,
+            &self.lists,
+            &mut scratch,
+        )?;
+        scope.end();
 
         let mut gradients: Vec<Option<Tensor>> = inputs.into_iter().map(|b| Some(b.into_tensor())).collect();
         for (buffers, group) in virtual_tokens.into_iter().zip(&groups) {
@@ -204,13 +241,15 @@ impl Call {
         Ok(gradients)
     }
 
-    /// Validates the problem over locked inputs and hands it on.
-    fn with_problem<R>(&self, f: impl FnOnce(&Problem<'_>) -> Result<R>) -> Result<R> {
-        let borrowed: Vec<Borrowed<'_>> = sources(&self.q, &self.k, &self.v, &self.tokens)
-            .into_iter()
-            .map(|(name, t)| Borrowed::new(name, t))
-            .collect();
-        let mut views = Views(borrowed.iter());
+    /// Read locks on all inputs, in the order of [`sources`].
+    fn lock(&self) -> Vec<Locked<'_>> {
+        let sources = sources(&self.q, &self.k, &self.v, &self.tokens);
+        sources.into_iter().map(|(name, t)| Locked::new(name, t)).collect()
+    }
+
+    /// The problem over locked inputs, in the order of [`sources`].
+    fn attention<'x, 's>(&'x self, scope: &'x Scope<'s>, views: &'s [View<'s>]) -> Result<Attention<'x>> {
+        let mut views = Views { scope, views: views.iter() };
         let mut attention =
             Attention::new(self.bhnd(views.next()?)?, self.bhnd(views.next()?)?, self.bhnd(views.next()?)?);
         attention.config = self.options.config;
@@ -249,7 +288,7 @@ impl Call {
                 reason: "there is no inducer",
             }));
         }
-        f(&attention.validate().map_err(wrap)?)
+        Ok(attention)
     }
 
     /// The dimensions of a tensor in the layout of the options.
@@ -269,18 +308,26 @@ impl Call {
     }
 }
 
-/// Hands out the locked inputs one after the other.
-struct Views<'b>(std::slice::Iter<'b, Borrowed<'b>>);
+/// Views of everything that is locked.
+fn views<'l>(locked: &'l [Locked<'_>]) -> Result<Vec<View<'l>>> {
+    locked.iter().map(Locked::view).collect()
+}
 
-impl<'b> Views<'b> {
-    fn next<const R: usize>(&mut self) -> Result<TensorRef<'b, R>> {
-        match self.0.next() {
-            Some(borrowed) => borrowed.view(),
+/// Lends views to a call, one after the other.
+struct Views<'x, 's> {
+    scope: &'x Scope<'s>,
+    views: std::slice::Iter<'s, View<'s>>,
+}
+
+impl<'x> Views<'x, '_> {
+    fn next<const R: usize>(&mut self) -> Result<TensorRef<'x, R>> {
+        match self.views.next() {
+            Some(view) => self.scope.read(view),
             None => candle_core::bail!("{CONTEXT}: too few inputs"),
         }
     }
 
-    fn adapter(&mut self, activation: inducer_attention::Activation) -> Result<Adapter<'b>> {
+    fn adapter(&mut self, activation: inducer_attention::Activation) -> Result<Adapter<'x>> {
         Ok(Adapter {
             down_weight: self.next()?,
             down_bias: self.next()?,
@@ -291,26 +338,16 @@ impl<'b> Views<'b> {
     }
 }
 
-fn adapter_gradients<'b>(
-    down_weight: &'b mut Buffer,
-    down_bias: &'b mut Buffer,
-    up_weight: &'b mut Buffer,
-    up_bias: &'b mut Buffer,
-) -> Result<AdapterGradients<'b>> {
+fn adapter_gradients<'x, 's>(
+    scope: &'x Scope<'s>,
+    [down_weight, down_bias, up_weight, up_bias]: [&'s mut Buffer; 4],
+) -> Result<AdapterGradients<'x>> {
     Ok(AdapterGradients {
-        down_weight: down_weight.view()?,
-        down_bias: down_bias.view()?,
-        up_weight: up_weight.view()?,
-        up_bias: up_bias.view()?,
+        down_weight: scope.write(down_weight)?,
+        down_bias: scope.write(down_bias)?,
+        up_weight: scope.write(up_weight)?,
+        up_bias: scope.write(up_bias)?,
     })
-}
-
-/// The tensor itself if its last dimension is contiguous, otherwise a copy.
-fn last_contiguous(t: &Tensor) -> Result<Tensor> {
-    match (t.dims().last(), t.stride().last()) {
-        (Some(&size), Some(&stride)) if size > 1 && stride != 1 => t.contiguous(),
-        _ => Ok(t.clone()),
-    }
 }
 
 /// Zeros of a tensor's shape that take up one row of memory.

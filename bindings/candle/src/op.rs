@@ -36,13 +36,18 @@ pub struct AttentionOutputs {
 ///
 /// # Shapes
 /// q `[B, Hq, N, d]`, k and v `[B, Hkv, M, d]`, Hq a multiple of Hkv ([`TensorLayout::Bnhd`] exchanges the two middle
-/// dimensions); any strides, copied only if the last dimension is not contiguous. f32, f16 or bf16, all three alike. CPU memory.
-/// The result has q's shape and dtype.
+/// dimensions); any strides, copied only if the last dimension is not contiguous. f32, f16 or bf16, all three alike. The result has
+/// q's shape and dtype.
+///
+/// # Devices
+/// CPU, and with feature `cuda` one CUDA device for all tensors: then d is a multiple of 8, rows of Q, K, V and prefix that do not
+/// begin at multiples of 16 bytes are copied first, and the call is enqueued on the stream of the device without waiting for it. The
+/// first call in a context loads the kernels; [`cuda_device`](crate::cuda_device()) does so beforehand.
 ///
 /// # Errors
 /// A [`candle_core::Error`] that carries an [`inducer_attention::Error`] naming the argument for anything that does not
-/// fit; an error for tensors outside of CPU memory, and for the extended value, whose second result needs
-/// [`inducer_attention_outputs`].
+/// fit, and saying what is missing of driver, device and kernels; a [`DeviceError`](crate::DeviceError) for tensors where this build
+/// does not compute; an error for the extended value, whose second result needs [`inducer_attention_outputs`].
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -101,12 +106,15 @@ fn run(
     lse: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let call = Call::new(q, k, v, tokens, options)?;
+    let width = call.width();
+    // Rows without the padding that they may end with.
+    let unpadded = |main: Tensor| if main.dim(3)? == width { Ok(main) } else { main.narrow(3, 0, width) };
     let inputs: Vec<&Tensor> = sources(q, k, v, tokens).into_iter().map(|(_, t)| t).collect();
     if inputs.iter().any(|t| t.track_op()) {
         let results = call.forward(true)?;
         let (main, lse) = tape::record(call, &inputs, results)?;
-        return Ok((main, Some(lse)));
+        return Ok((unpadded(main)?, Some(lse)));
     }
     let results = call.forward(lse)?;
-    Ok((results.main.into_tensor(), results.lse.map(Buffer::into_tensor)))
+    Ok((unpadded(results.main.into_tensor())?, results.lse.map(Buffer::into_tensor)))
 }

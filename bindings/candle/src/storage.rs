@@ -1,9 +1,14 @@
-//! Views of candle's CPU memory.
+//! candle's memory: borrowed inputs, and buffers for results.
 
+use candle_core::backend::BackendDevice;
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, DType, Error, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use candle_core::{
+    CpuStorage, DType, Device, Error, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+};
 use half::{bf16, f16};
 use inducer_attention::{TensorMut, TensorRef};
+
+use crate::layout::{parts, wrong_rank};
 
 /// The prefix of every error message of this crate.
 pub(crate) const CONTEXT: &str = "inducer_attention";
@@ -13,100 +18,118 @@ pub(crate) fn wrap(error: inducer_attention::Error) -> Error {
     Error::wrap(error).context(CONTEXT)
 }
 
-/// Fails unless the tensor lies in CPU memory and has an element type that the engine reads.
-pub(crate) fn check_supported(name: &str, tensor: &Tensor) -> Result<()> {
-    if !tensor.device().is_cpu() {
-        bail!(
-            "{CONTEXT}: {name} is on {:?}; only CPU tensors are supported yet, move it with `to_device(&Device::Cpu)`",
-            tensor.device().location()
-        );
-    }
-    if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-        bail!("{CONTEXT}: {name}: dtype {:?}, expected f32, f16 or bf16", tensor.dtype());
-    }
-    Ok(())
-}
-
 /// A read lock on a tensor's memory.
-pub(crate) struct Borrowed<'t> {
+pub(crate) struct Locked<'t> {
     name: &'static str,
     storage: StorageRef<'t>,
     layout: &'t Layout,
 }
 
-impl<'t> Borrowed<'t> {
+impl<'t> Locked<'t> {
     pub(crate) fn new(name: &'static str, tensor: &'t Tensor) -> Self {
         let (storage, layout) = tensor.storage_and_layout();
         Self { name, storage, layout }
     }
 
-    /// The tensor as a view of `R` dimensions.
-    pub(crate) fn view<const R: usize>(&self) -> Result<TensorRef<'_, R>> {
-        let Storage::Cpu(storage) = &*self.storage else {
-            bail!("{CONTEXT}: {} is not in CPU memory", self.name)
+    /// The elements from the tensor's first on, and how they are laid out.
+    pub(crate) fn view(&self) -> Result<View<'_>> {
+        let elements = match &*self.storage {
+            Storage::Cpu(storage) => Elements::Cpu(storage),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(storage) => {
+                Elements::Cuda(crate::cuda::Elements::new(self.name, storage, self.layout.start_offset())?)
+            }
+            _ => bail!("{CONTEXT}: {} is where this build cannot read it", self.name),
         };
-        let dims = self.layout.dims();
-        let (Ok(shape), Ok(strides)) = (dims.try_into(), self.layout.stride().try_into()) else {
-            return Err(wrap(inducer_attention::Error::Shape {
-                argument: self.name,
-                got: dims.to_vec(),
-                expected: format!("{R} dimensions"),
-            }));
-        };
-        let start = self.layout.start_offset();
-        match storage {
-            CpuStorage::F32(data) => TensorRef::strided(tail(data, start), shape, strides),
-            CpuStorage::F16(data) => TensorRef::strided(tail(data, start), shape, strides),
-            CpuStorage::BF16(data) => TensorRef::strided(tail(data, start), shape, strides),
-            _ => bail!("{CONTEXT}: {}: dtype not supported", self.name),
-        }
-        .map_err(wrap)
+        Ok(View { name: self.name, layout: self.layout, elements })
     }
+}
+
+/// A tensor's elements and layout.
+pub(crate) struct View<'b> {
+    pub(crate) name: &'static str,
+    pub(crate) layout: &'b Layout,
+    pub(crate) elements: Elements<'b>,
+}
+
+/// Elements where they are.
+pub(crate) enum Elements<'b> {
+    /// All of a tensor's memory.
+    Cpu(&'b CpuStorage),
+    /// From the tensor's first on.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Elements<'b>),
+}
+
+/// A view of `R` dimensions in CPU memory.
+pub(crate) fn read<'b, const R: usize>(
+    storage: &'b CpuStorage,
+    name: &'static str,
+    layout: &Layout,
+) -> Result<TensorRef<'b, R>> {
+    let (shape, strides) = parts(name, layout)?;
+    let start = layout.start_offset();
+    match storage {
+        CpuStorage::F32(data) => TensorRef::strided(tail(data, start), shape, strides),
+        CpuStorage::F16(data) => TensorRef::strided(tail(data, start), shape, strides),
+        CpuStorage::BF16(data) => TensorRef::strided(tail(data, start), shape, strides),
+        _ => bail!("{CONTEXT}: {name}: dtype not supported"),
+    }
+    .map_err(wrap)
 }
 
 fn tail<T>(data: &[T], start: usize) -> &[T] {
     data.get(start..).unwrap_or(&[])
 }
 
-/// Memory for a result.
+/// Row-major memory for a result.
 pub(crate) struct Buffer {
-    storage: CpuStorage,
+    pub(crate) storage: Storage,
     shape: Shape,
 }
 
 impl Buffer {
-    pub(crate) fn zeros(dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
+    /// Memory that a call will overwrite.
+    pub(crate) fn new(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
         let n = shape.elem_count();
-        let storage = match dtype {
-            DType::F32 => CpuStorage::F32(vec![0.0; n]),
-            DType::F16 => CpuStorage::F16(vec![f16::ZERO; n]),
-            DType::BF16 => CpuStorage::BF16(vec![bf16::ZERO; n]),
-            other => bail!("{CONTEXT}: dtype {other:?}, expected f32, f16 or bf16"),
+        let storage = match (device, dtype) {
+            (Device::Cpu, DType::F32) => Storage::Cpu(CpuStorage::F32(vec![0.0; n])),
+            (Device::Cpu, DType::F16) => Storage::Cpu(CpuStorage::F16(vec![f16::ZERO; n])),
+            (Device::Cpu, DType::BF16) => Storage::Cpu(CpuStorage::BF16(vec![bf16::ZERO; n])),
+            (Device::Cuda(device), DType::F32 | DType::F16 | DType::BF16) => {
+                // CUDA has no allocations of 0 bytes.
+                // SAFETY: results become tensors only after a call that overwrites all of their elements; the host reads
+                // none.
+                Storage::Cuda(unsafe { device.alloc_uninit(&n.max(1).into(), dtype) }?)
+            }
+            (_, dtype) => bail!("{CONTEXT}: dtype {dtype:?}, expected f32, f16 or bf16"),
         };
         Ok(Self { storage, shape })
     }
 
-    /// The row-major buffer as an exclusive view of `R` dimensions.
-    pub(crate) fn view<const R: usize>(&mut self) -> Result<TensorMut<'_, R>> {
-        let Ok(shape) = self.shape.dims().try_into() else {
-            bail!("{CONTEXT}: {:?} has not {R} dimensions", self.shape)
-        };
-        match &mut self.storage {
-            CpuStorage::F32(data) => TensorMut::new(data, shape),
-            CpuStorage::F16(data) => TensorMut::new(data, shape),
-            CpuStorage::BF16(data) => TensorMut::new(data, shape),
-            _ => bail!("{CONTEXT}: dtype not supported"),
-        }
-        .map_err(wrap)
+    /// Its shape, of `R` dimensions.
+    pub(crate) fn shape<const R: usize>(&self) -> Result<[usize; R]> {
+        self.shape.dims().try_into().map_err(|_| wrong_rank("result", &self.shape, R))
     }
 
-    pub(crate) fn into_parts(self) -> (CpuStorage, Shape) {
+    pub(crate) fn into_parts(self) -> (Storage, Shape) {
         (self.storage, self.shape)
     }
 
     /// A tensor outside of every graph.
     pub(crate) fn into_tensor(self) -> Tensor {
-        Tensor::from_storage(Storage::Cpu(self.storage), self.shape, BackpropOp::none(), false)
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
     }
+}
+
+/// An exclusive view of `R` dimensions in CPU memory.
+pub(crate) fn write<const R: usize>(storage: &mut CpuStorage, shape: [usize; R]) -> Result<TensorMut<'_, R>> {
+    match storage {
+        CpuStorage::F32(data) => TensorMut::new(data, shape),
+        CpuStorage::F16(data) => TensorMut::new(data, shape),
+        CpuStorage::BF16(data) => TensorMut::new(data, shape),
+        _ => bail!("{CONTEXT}: dtype not supported"),
+    }
+    .map_err(wrap)
 }

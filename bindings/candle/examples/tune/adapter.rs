@@ -94,7 +94,7 @@ impl Adapter {
         seed: u64,
     ) -> Result<Self> {
         let variables = VarMap::new();
-        let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&variables, DType::F32, &model.device);
         let layers = (0..model.config.layers)
             .map(|layer| InducerAttention::with_seed(recipe, seed, &vb.pp(layer_name(layer))))
             .collect::<candle_core::Result<Vec<_>>>()?;
@@ -105,7 +105,7 @@ impl Adapter {
                 length <= room,
                 "a prefix of {length} tokens cannot begin as a text of {room}; take a lower --rank"
             );
-            let text = Tensor::new(&text[..length], &Device::Cpu)?.unsqueeze(0)?;
+            let text = Tensor::new(&text[..length], &model.device)?.unsqueeze(0)?;
             for (layer, (keys, values)) in layers.iter().zip(model.keys_and_values(&text)?) {
                 let by_head = |x: &Tensor| x.squeeze(0)?.transpose(0, 1);
                 layer.set_prefix(&by_head(&keys)?, &by_head(&values)?)?;
@@ -140,8 +140,8 @@ impl Adapter {
     }
 
     /// Reads what [`Adapter::save`] wrote.
-    pub(crate) fn load(path: &Path, config: &Config) -> Result<Self> {
-        let mut loaded = load_adapter(path, &Device::Cpu)?;
+    pub(crate) fn load(path: &Path, config: &Config, device: &Device) -> Result<Self> {
+        let mut loaded = load_adapter(path, device)?;
         let layers: Vec<_> =
             (0..config.layers).filter_map(|layer| loaded.remove(&layer_name(layer))).collect();
         ensure!(
@@ -195,7 +195,7 @@ mod tests {
             let adapter = Adapter::new(method.recipe(2, &TINY), &model, &text, 7)?;
             let path = std::env::temp_dir().join(format!("tune-{}-{}", method.name(), std::process::id()));
             adapter.save(&path)?;
-            let loaded = Adapter::load(&path, &TINY);
+            let loaded = Adapter::load(&path, &TINY, &Device::Cpu);
             std::fs::remove_file(&path)?;
             let loaded = loaded?;
             let logits = |adapter: &Adapter| -> anyhow::Result<Vec<f32>> {

@@ -2,8 +2,9 @@
 //!
 //! candle composes these from elementwise operations, and its backward pass computes the gradient of a frozen weight as
 //! readily as that of a trained one. On a CPU that costs more than the products themselves, so each layer here is one
-//! operation, and a gradient is computed only for an operand that is trained.
+//! operation, and a gradient is computed only for an operand that is trained. On a GPU they are compositions.
 
+use crate::composed;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -13,22 +14,30 @@ const ROWS: usize = 64;
 
 /// `y = x W + b`: x `[T, in]`, W `[in, out]`, b `[out]`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.apply_op3(weight, bias, Linear)
+    if x.device().is_cpu() { x.apply_op3(weight, bias, Linear) } else { composed::linear(x, weight, bias) }
 }
 
 /// `y = (x − mean) / √(variance + ε) · γ + β` over the last dimension: x `[T, D]`, γ and β `[D]`.
 pub(crate) fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f32) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(gamma, beta, LayerNorm { epsilon })
+    if x.device().is_cpu() {
+        x.contiguous()?.apply_op3(gamma, beta, LayerNorm { epsilon })
+    } else {
+        composed::layer_norm(x, gamma, beta, epsilon)
+    }
 }
 
 /// The tanh form of GELU that GPT-2 uses (`gelu_new`).
 pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Gelu)
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(Gelu) } else { composed::gelu(x) }
 }
 
 /// Mean over the rows of `−log softmax(logits)[target]`: logits `[T, V]`, targets u32 `[T]`; a scalar.
 pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    logits.contiguous()?.apply_op2(targets, CrossEntropy)
+    if logits.device().is_cpu() {
+        logits.contiguous()?.apply_op2(targets, CrossEntropy)
+    } else {
+        composed::cross_entropy(logits, targets)
+    }
 }
 
 struct Linear;
@@ -382,6 +391,7 @@ fn with_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) -
 #[cfg(test)]
 mod tests {
     use super::{cross_entropy, exp, gelu, layer_norm, linear};
+    use crate::composed;
     use candle_core::{DType, Device, Result, Tensor, Var};
 
     fn random(shape: &[usize]) -> Result<Var> {
@@ -415,7 +425,7 @@ mod tests {
     #[test]
     fn linear_agrees_with_candle() -> Result<()> {
         let (x, w, b) = (random(&[70, 12])?, random(&[12, 20])?, random(&[20])?);
-        compare(&[&x, &w, &b], || linear(&x, &w, &b), || x.matmul(&w)?.broadcast_add(&b))
+        compare(&[&x, &w, &b], || linear(&x, &w, &b), || composed::linear(&x, &w, &b))
     }
 
     #[test]
@@ -424,30 +434,21 @@ mod tests {
         compare(
             &[&x, &gamma, &beta],
             || layer_norm(&x, &gamma, &beta, 1e-5),
-            || candle_nn::ops::layer_norm_slow(&x, &gamma, &beta, 1e-5),
+            || composed::layer_norm(&x, &gamma, &beta, 1e-5),
         )
     }
 
     #[test]
     fn gelu_agrees_with_candle() -> Result<()> {
         let x = random(&[33, 17])?;
-        // candle writes its gradient with six digits, hence a gradient through tanh instead of its own.
-        compare(
-            &[&x],
-            || gelu(&x),
-            || {
-                let inner =
-                    ((x.as_tensor() + (x.powf(3.0)? * 0.044_715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
-                (x.as_tensor() * 0.5)? * (inner.tanh()? + 1.0)?
-            },
-        )
+        compare(&[&x], || gelu(&x), || composed::gelu(&x))
     }
 
     #[test]
     fn cross_entropy_agrees_with_candle() -> Result<()> {
         let x = random(&[9, 31])?;
         let targets = Tensor::new(&[0u32, 30, 4, 4, 17, 2, 9, 29, 1], &Device::Cpu)?;
-        compare(&[&x], || cross_entropy(&x, &targets), || candle_nn::loss::cross_entropy(&x, &targets))
+        compare(&[&x], || cross_entropy(&x, &targets), || composed::cross_entropy(&x, &targets))
     }
 
     #[test]

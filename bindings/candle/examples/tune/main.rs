@@ -1,4 +1,4 @@
-//! Tunes a frozen language model with inducers, on a CPU, in about two minutes, with nothing to download.
+//! Tunes a frozen language model with inducers, on a CPU, in about two minutes, with nothing to download, or on a GPU.
 //!
 //! ```text
 //! cargo run --release -p inducer-attention-candle --example tune
@@ -10,7 +10,9 @@
 //! else it can do, such as tuning a GPT-2 checkpoint on a text of your own.
 
 mod adapter;
+mod composed;
 mod corpus;
+mod device;
 mod gpt2;
 mod layers;
 mod model;
@@ -26,6 +28,7 @@ mod train;
 
 use adapter::{Adapter, Method};
 use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use model::{Config, Model, Weights};
 use options::Options;
 use plot::{Chart, Series};
@@ -67,8 +70,9 @@ fn run(options: &Options) -> Result<()> {
     let _end_of_heap = keep_freed_memory();
     let out = &options.out;
     fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    if options.cuda {
-        eprintln!("--device cuda: there are no CUDA kernels yet; running on the CPU");
+    let (device, notice) = device::choose(options.cuda);
+    if let Some(line) = notice {
+        eprintln!("{line}");
     }
     // The first Ctrl-C ends the training; a second one the program.
     ctrlc::set_handler(|| {
@@ -96,10 +100,10 @@ fn run(options: &Options) -> Result<()> {
     let course = prose.held_out(sizes.course_windows, sizes.evaluation_batch, length)?;
 
     let (weights, pretraining) = if let Some(weights) = weights {
-        (weights, None)
+        (model::on_device(weights, &device)?, None)
     } else {
         let course = code.held_out(sizes.course_windows, sizes.evaluation_batch, length)?;
-        let (weights, history) = pretrain(options, &config, &sizes, &code, &course)?;
+        let (weights, history) = pretrain(options, &device, &config, &sizes, &code, &course)?;
         gpt2::save(&out.join("base"), &config, &weights)?;
         (weights, Some(history))
     };
@@ -131,7 +135,7 @@ fn run(options: &Options) -> Result<()> {
         let old_domain = evaluate(&model, Some(&adapter), &held_out_code)?;
         // A new model and the adapter's file must give the very same loss.
         let fresh = Model::new(config, weights.clone())?;
-        let reloaded = Adapter::load(&path, &config)?;
+        let reloaded = Adapter::load(&path, &config, &device)?;
         let again = evaluate(&fresh, Some(&reloaded), &held_out)?;
         ensure!(
             after.to_bits() == again.to_bits(),
@@ -270,12 +274,14 @@ fn unit(tokenizer: &Tokenizer) -> &'static str {
 /// Trains a model from scratch.
 fn pretrain(
     options: &Options,
+    device: &Device,
     config: &Config,
     sizes: &Sizes,
     code: &Domain,
     course: &[Batch],
 ) -> Result<(Weights, History)> {
-    let variables = model::trainable(model::initial_weights(config, options.seed)?)?;
+    let weights = model::on_device(model::initial_weights(config, options.seed)?, device)?;
+    let variables = model::trainable(weights)?;
     let weights =
         variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
     let model = Model::new(*config, weights)?;

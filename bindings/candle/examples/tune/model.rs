@@ -76,6 +76,11 @@ pub(crate) fn initial_weights(config: &Config, seed: u64) -> Result<Weights> {
     Ok(weights)
 }
 
+/// The same weights on a device.
+pub(crate) fn on_device(weights: Weights, device: &Device) -> Result<Weights> {
+    weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect()
+}
+
 /// The same weights as variables that an optimiser can train.
 pub(crate) fn trainable(weights: Weights) -> Result<HashMap<String, Var>> {
     weights.into_iter().map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?))).collect()
@@ -127,6 +132,7 @@ struct Block {
 /// The transformer. Whether it trains depends on whether the weights it was built from are variables.
 pub(crate) struct Model {
     pub(crate) config: Config,
+    pub(crate) device: Device,
     tokens: Tensor,
     positions: Tensor,
     blocks: Vec<Block>,
@@ -138,9 +144,10 @@ pub(crate) struct Model {
 pub(crate) type KeysAndValues = Vec<(Tensor, Tensor)>;
 
 impl Model {
-    /// Takes the weights by name; a missing name or a wrong shape is an error that says which.
+    /// Takes the weights by name, all on one device; a missing name or a wrong shape is an error that says which.
     pub(crate) fn new(config: Config, weights: Weights) -> Result<Self> {
-        let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+        let device = weights.values().next().map_or(Device::Cpu, |weight| weight.device().clone());
+        let vb = VarBuilder::from_tensors(weights, DType::F32, &device);
         let Config { width, hidden, .. } = config;
         let blocks = (0..config.layers)
             .map(|layer| {
@@ -163,7 +170,8 @@ impl Model {
             positions: vb.get((config.context, width), "wpe")?,
             blocks,
             norm: Norm::load(&config, &vb.pp("ln_f"))?,
-            no_bias: Tensor::zeros(config.vocabulary, DType::F32, &Device::Cpu)?,
+            no_bias: Tensor::zeros(config.vocabulary, DType::F32, &device)?,
+            device,
         })
     }
 
@@ -172,14 +180,14 @@ impl Model {
         self.run(tokens, adapter, None)
     }
 
-    /// Mean cross entropy, in nats, of predicting `targets` from `tokens`, both u32 `[B, N]`.
+    /// Mean cross entropy, in nats, of predicting `targets` from `tokens`, both u32 `[B, N]`, on any device.
     pub(crate) fn loss(
         &self,
         tokens: &Tensor,
         targets: &Tensor,
         adapter: Option<&Adapter>,
     ) -> Result<Tensor> {
-        cross_entropy(&self.logits(tokens, adapter)?, &targets.flatten_all()?)
+        cross_entropy(&self.logits(tokens, adapter)?, &targets.flatten_all()?.to_device(&self.device)?)
     }
 
     /// What each layer's attention sees of the tokens.
@@ -196,6 +204,7 @@ impl Model {
         mut seen: Option<&mut KeysAndValues>,
     ) -> Result<Tensor> {
         let (batch, length) = tokens.dims2()?;
+        let tokens = tokens.to_device(&self.device)?;
         let Config { width, heads, .. } = self.config;
         let embedded = self.tokens.embedding(&tokens.flatten_all()?)?.reshape((batch, length, width))?;
         let mut x = embedded

@@ -48,14 +48,22 @@ impl AdamW {
         for ((parameter, moments), gradient) in self.parameters.iter().zip(&gradients) {
             let Some(gradient) = gradient else { continue };
             let weight_decay = if parameter.rank() >= 2 { self.weight_decay } else { 0.0 };
-            parameter.inplace_op1(&Update {
+            let update = Update {
                 gradient,
                 scale,
                 moments,
                 learning_rate: learning_rate as f32,
                 weight_decay,
                 step: self.step,
-            })?;
+            };
+            if parameter.device().is_cpu() {
+                parameter.inplace_op1(&update)?;
+            } else {
+                // There and back: the moments stay here, and what is trained is small.
+                let mut values = flat(parameter)?;
+                update.apply(&mut values)?;
+                parameter.set(&Tensor::from_vec(values, parameter.shape(), parameter.device())?)?;
+            }
         }
         Ok(())
     }
@@ -80,7 +88,12 @@ impl InplaceOp1 for Update<'_> {
         else {
             bail!("adamw: parameters must be contiguous f32");
         };
-        let parameter = &mut parameter[start..end];
+        self.apply(&mut parameter[start..end])
+    }
+}
+
+impl Update<'_> {
+    fn apply(&self, parameter: &mut [f32]) -> Result<()> {
         let Ok(mut moments) = self.moments.lock() else { bail!("adamw: an earlier step panicked") };
         let Moments { first, second } = &mut *moments;
         first.resize(parameter.len(), 0.0);

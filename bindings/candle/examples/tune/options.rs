@@ -24,7 +24,7 @@ Options:
   --seconds S        train for at most S seconds in all (default: as long as the steps take)
   --learning-rate X  of the adapters, instead of each method's own
   --seed N           of initial values and batches (default: 1)
-  --device DEVICE    cpu or cuda (default: cpu)
+  --device DEVICE    cpu or cuda (default: cpu); where cuda cannot be used, a line says why and the CPU is taken
   -h, --help         this text
 
 Ctrl-C ends the training and keeps what is there.";

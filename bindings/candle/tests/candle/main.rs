@@ -4,6 +4,8 @@ mod autograd;
 mod bad_input;
 mod checkpoint;
 mod composition;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dtypes;
 mod family;
 mod module;

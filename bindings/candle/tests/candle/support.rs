@@ -150,7 +150,14 @@ pub(crate) fn loss(results: &[&Tensor]) -> Result<Tensor> {
 
 /// The tokens in another type, the conversion being part of the graph.
 pub(crate) fn converted(tokens: &VirtualTokens, dtype: DType) -> Result<VirtualTokens> {
-    let to = |t: &Tensor| t.to_dtype(dtype);
+    mapped(tokens, |t| t.to_dtype(dtype))
+}
+
+/// The tokens with every tensor replaced, as part of the graph.
+pub(crate) fn mapped(
+    tokens: &VirtualTokens,
+    to: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<VirtualTokens> {
     let adapter = |a: &AdapterTensors| {
         Ok::<_, candle_core::Error>(AdapterTensors {
             down_weight: to(&a.down_weight)?,
