@@ -184,9 +184,34 @@ struct FragmentsByTile {
     }
 };
 
+// In f32 a tile's products are summed by themselves before they are added, so that no sum is one chain over all keys. Sixty-four
+// columns at a time have room for that.
 template <int D, int MT, int KT, int NT>
 struct FragmentsByTile<float, D, MT, KT, NT> {
     static DEVICE void add(float (&c)[MT][NT][4], const float (&p)[MT][KT][4], const char* b_tile, int b_row) {
+        constexpr int Part = NT < 8 ? NT : 8;
+        static_assert(NT % Part == 0, "parts are of one size");
+        UNROLL
+        for (int first = 0; first < NT; first += Part) {
+            float sum[MT][Part][4];
+            clear(sum);
+            add_part(sum, p, b_tile, b_row, first * 8);
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) {
+                UNROLL
+                for (int nt = 0; nt < Part; ++nt) {
+                    UNROLL
+                    for (int e = 0; e < 4; ++e) c[mt][first + nt][e] += sum[mt][nt][e];
+                }
+            }
+        }
+    }
+
+private:
+    // The columns from `b_column` on.
+    template <int Part>
+    static DEVICE void add_part(float (&c)[MT][Part][4], const float (&p)[MT][KT][4], const char* b_tile, int b_row,
+                                int b_column) {
         int lane = lane_index(), t = lane_column();
         UNROLL
         for (int kt = 0; kt < KT; ++kt) {
@@ -203,8 +228,8 @@ struct FragmentsByTile<float, D, MT, KT, NT> {
                 }
                 int row = b_row + kt * 8 + column;
                 UNROLL
-                for (int nt = 0; nt < NT; ++nt) {
-                    f32x2 b = *reinterpret_cast<const f32x2*>(element_address<float, D>(b_tile, row, nt * 8 + t));
+                for (int nt = 0; nt < Part; ++nt) {
+                    f32x2 b = *reinterpret_cast<const f32x2*>(element_address<float, D>(b_tile, row, b_column + nt * 8 + t));
                     UNROLL
                     for (int mt = 0; mt < MT; ++mt) {
                         c[mt][nt][0] = fused_multiply_add(a[mt][0], b.x, c[mt][nt][0]);
