@@ -25,12 +25,13 @@ fn entry(line: &str) -> Option<String> {
     let [pass, dtype, sizes @ ..] = parts.as_slice() else { return None };
     let sizes: Vec<u32> = sizes.iter().map(|s| s.parse().ok()).collect::<Option<_>>()?;
     let [head_dim, rows, keys, warps, blocks] = sizes.as_slice() else { return None };
-    let variant: String = pass.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+    let (base, wide) = pass.strip_suffix("_wide").map_or((*pass, false), |base| (base, true));
+    let variant: String = base.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     let mut entry = String::new();
     writeln!(
         entry,
         "    Kernel {{ name: \"{pass}_{dtype}_d{head_dim}\", pass: Pass::{variant}, dtype: DType::{}, \
-         head_dim: {head_dim}, rows: {rows}, keys: {keys}, warps: {warps}, blocks: {blocks} }},",
+         head_dim: {head_dim}, rows: {rows}, keys: {keys}, warps: {warps}, blocks: {blocks}, wide: {wide} }},",
         dtype.to_uppercase()
     )
     .ok()?;

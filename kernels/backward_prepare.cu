@@ -47,7 +47,7 @@ struct PrepareTile {
     static constexpr int kCoefficientBytes = Rows * kRowBytes<T, kChunk>;
     static constexpr int kSumBytes = (Warps * kChunk + Rows + Warps) * 4;
     static constexpr int kOneStage = kTaskBytes + 2 * kQueryBytes + kStageBytes + kCoefficientBytes + kSumBytes;
-    static constexpr bool kBothStages = kOneStage + kStageBytes <= 99 * 1024;
+    static constexpr bool kBothStages = kOneStage + kStageBytes <= kSharedOfAll;
     static constexpr int kSharedBytes = kOneStage + (kBothStages ? kStageBytes : 0);
     // How a sum over rows is shared: columns of a warp, as many at once as registers allow.
     static constexpr int kColumns = D / Warps;

@@ -64,7 +64,7 @@ struct BackwardTask {
 constexpr int kTaskBytes = 384;
 static_assert(sizeof(BackwardTask) <= kTaskBytes);
 
-template <class T, int D, int Rows, int Keys, int Warps>
+template <class T, int D, int Rows, int Keys, int Warps, int MostShared>
 struct BackwardTile {
     static constexpr int kThreads = Warps * 32;
     // Columns of dK and dV are shared by this many warps.
@@ -88,7 +88,7 @@ struct BackwardTile {
     static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
     static constexpr int kScoreBytes = Keys * kRowBytes<T, Rows>;
     static constexpr int kAllBytes = kTaskBytes + kStatisticsBytes + 2 * kKeyBytes + 2 * kQueryBytes;
-    static constexpr bool kOwnPlace = kAllBytes + kScoreBytes <= 99 * 1024;
+    static constexpr bool kOwnPlace = kAllBytes + kScoreBytes <= MostShared;
     static constexpr int kSharedBytes = kAllBytes + (kOwnPlace ? kScoreBytes : 0);
     static_assert(kOwnPlace || (kScoreBytes <= kQueryBytes && kScoreRows == Rows), "dS fits where dO was");
     static_assert(kStatisticsBytes % 128 == 0 || Rows < 32, "tiles begin at multiples of 128 bytes");
@@ -183,9 +183,9 @@ DEVICE i64 workspace_row(const Problem& p, const Sequence& s, i32 head, i32 row)
     return (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base + row;
 }
 
-template <class T, int D, int Rows, int Keys, int Warps>
+template <class T, int D, int Rows, int Keys, int Warps, int MostShared>
 DEVICE void backward(const BackwardParams& params) {
-    using Tile = BackwardTile<T, D, Rows, Keys, Warps>;
+    using Tile = BackwardTile<T, D, Rows, Keys, Warps, MostShared>;
     constexpr int MT = Tile::kKeyBlocks, OT = Tile::kColumns / 8, Threads = Tile::kThreads;
     constexpr int ScoreRows = Tile::kScoreRows, NT = ScoreRows / 8, Parts = Tile::kParts;
     constexpr int QB = Tile::kQueryBlocks, QT = Tile::kQueryColumns / 8;
@@ -508,9 +508,14 @@ DEVICE void backward(const BackwardParams& params) {
 
 }  // namespace inducer
 
-#define BACKWARD_INSTANCE(pass, type, dim, rows, keys, warps, blocks)                                                        \
+#define INSTANCE(pass, type, dim, rows, keys, warps, blocks, shared)                                                         \
     KERNEL(pass##_##type##_d##dim, inducer::BackwardParams, warps * 32, blocks,                                             \
-           (inducer::BackwardTile<inducer::type, dim, rows, keys, warps>::kSharedBytes)) {                                   \
-        inducer::backward<inducer::type, dim, rows, keys, warps>(params);                                                   \
+           (inducer::BackwardTile<inducer::type, dim, rows, keys, warps, shared>::kSharedBytes)) {                           \
+        inducer::backward<inducer::type, dim, rows, keys, warps, shared>(params);                                           \
     }
+#define BACKWARD_INSTANCE(pass, type, dim, rows, keys, warps, blocks)                                                        \
+    INSTANCE(pass, type, dim, rows, keys, warps, blocks, inducer::kSharedOfAll)
+#define BACKWARD_WIDE_INSTANCE(pass, type, dim, rows, keys, warps, blocks)                                                   \
+    INSTANCE(pass, type, dim, rows, keys, warps, blocks, inducer::kSharedOfWide)
 BACKWARD_KERNELS(BACKWARD_INSTANCE)
+BACKWARD_WIDE_KERNELS(BACKWARD_WIDE_INSTANCE)

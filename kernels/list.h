@@ -9,8 +9,9 @@
 // warps     of a block
 // blocks    that should fit a multiprocessor at once (the compiler's register limit follows from it)
 //
-// The instance is called pass_type_dhead_dim, such as forward_bf16_d128. Every tile fits the 99 KB of shared memory that
-// consumer cards have.
+// The instance is called pass_type_dhead_dim, such as forward_bf16_d128. Tiles fit the 99 KB of shared memory that every GPU has,
+// but for those of wide passes, which take up to 163 KB where there are so many. The forward has none of these: registers, not
+// shared memory, bound its tiles.
 #pragma once
 
 // clang-format off
@@ -46,6 +47,12 @@
     X(backward, f32, 64, 32, 64, 4, 2) \
     X(backward, f32, 128, 32, 64, 4, 1) \
     X(backward, f32, 256, 16, 32, 4, 1)
+
+#define BACKWARD_WIDE_KERNELS(X) \
+    X(backward_wide, bf16, 128, 64, 128, 8, 1) \
+    X(backward_wide, bf16, 256, 32, 64, 8, 1) \
+    X(backward_wide, f16, 128, 64, 128, 8, 1) \
+    X(backward_wide, f16, 256, 32, 64, 8, 1)
 
 #define BACKWARD_FINISH_KERNELS(X) \
     X(backward_finish, bf16, 256, 0, 0, 8, 1) \

@@ -5,10 +5,10 @@
 mod common;
 
 use common::backend::{Backend, Cpu};
-#[cfg(feature = "emulator")]
-use common::emulated::Emulated;
 use common::case::Case;
 use common::compare::gradient_name;
+#[cfg(feature = "emulator")]
+use common::emulated::Emulated;
 use common::run;
 #[cfg(feature = "emulator")]
 use inducer_attention::emulator::Options;

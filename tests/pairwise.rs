@@ -6,10 +6,16 @@ use common::agreement::check;
 #[cfg(feature = "emulator")]
 use common::agreement::check_on;
 #[cfg(feature = "emulator")]
+use common::case::Case;
+#[cfg(feature = "emulator")]
 use common::emulated::Emulated;
 use common::pairwise;
 #[cfg(feature = "emulator")]
-use inducer_attention::cuda::plan::SumOrder;
+use inducer_attention::DType;
+#[cfg(feature = "emulator")]
+use inducer_attention::cuda::kernels::WIDE_SHARED;
+#[cfg(feature = "emulator")]
+use inducer_attention::cuda::plan::{Settings, SumOrder};
 
 #[test]
 fn backends_agree_where_any_two_features_meet() {
@@ -18,12 +24,24 @@ fn backends_agree_where_any_two_features_meet() {
     }
 }
 
-/// dQ summed as tiles come.
+/// dQ summed as tiles come, and tiles for more shared memory than every GPU has.
 #[cfg(feature = "emulator")]
 #[test]
-fn emulated_kernels_agree_in_any_order_of_sums() {
-    let emulated = Emulated { order: SumOrder::Any, ..Emulated::default() };
-    for (i, case) in pairwise::cases(2).iter().enumerate().step_by(4) {
-        check_on(&emulated, case).unwrap_or_else(|e| panic!("case {i}: {e}\n{case:#?}"));
+fn emulated_kernels_agree_with_other_settings() {
+    let any_order = Settings { order: SumOrder::Any, ..Settings::default() };
+    let wide = Settings { shared_bytes: WIDE_SHARED, ..Settings::default() };
+    let is_wide = |case: &Case| case.dtype != DType::F32 && case.head_dim > 64;
+    let cases = pairwise::cases(2);
+    for (i, case) in cases.iter().enumerate() {
+        let settings = if is_wide(case) {
+            wide
+        } else if i % 4 == 0 {
+            any_order
+        } else {
+            continue;
+        };
+        let emulated = Emulated { settings, ..Emulated::default() };
+        check_on(&emulated, case).unwrap_or_else(|e| panic!("case {i}, {settings:?}: {e}\n{case:#?}"));
     }
+    assert!(cases.iter().filter(|case| is_wide(case)).count() > 10);
 }

@@ -68,7 +68,7 @@ impl Measurement {
     /// Adds to an outcome what is known of the problem.
     pub(crate) fn new(problem: &Problem<'_>, pass: Pass, outcome: Outcome) -> Self {
         let (case, device) = (problem.case(), problem.device());
-        let kernel = main_kernel(&case, pass);
+        let kernel = main_kernel(problem.engine(), &case, pass);
         Self {
             case,
             pass,
@@ -217,12 +217,13 @@ impl Measurement {
 }
 
 /// The kernel that does most of a pass.
-fn main_kernel(case: &Case, pass: Pass) -> &'static Kernel {
+fn main_kernel(engine: &Engine, case: &Case, pass: Pass) -> &'static Kernel {
     let pass = match pass {
         Pass::Forward => kernels::Pass::Forward,
         Pass::Backward => kernels::Pass::Backward,
     };
-    Kernel::find(pass, case.dtype, case.head_dim)
+    engine
+        .kernel(pass, case.dtype, case.head_dim)
         .expect("the table has kernels for every head_dim of the grid")
 }
 

@@ -42,6 +42,9 @@ DEVICE const T* element_address(const char* tile, int row, int column) {
     return reinterpret_cast<const T*>(chunk_address<T, D>(tile, row, column / kPerChunk<T>)) + column % kPerChunk<T>;
 }
 
+// Bytes of shared memory that a block may have: on every GPU, and on those of data centres (sm_80, 90, 100).
+constexpr int kSharedOfAll = 99 * 1024, kSharedOfWide = 163 * 1024;
+
 // Starts to copy Rows rows of head_dim elements into a tile; `rows` points to the first one in global memory. Rows outside
 // [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part. Where registers are
 // scarce, `Fast` is false: addresses are then not kept from one call to the next.

@@ -10,13 +10,13 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::driver::{attribute, checked, version};
 use super::images::fatbins;
-use super::kernels::{KERNELS, Kernel};
+use super::kernels::{KERNELS, Kernel, Pass};
 use super::lists::Lists;
-use super::plan::{self, Plan, SumOrder};
+use super::plan::{self, Plan, Settings, SumOrder};
 use crate::attention::{Problem, expect_memory};
 use crate::call::{Backward, Forward};
 use crate::error::{Error, Result};
-use crate::tensor::Memory;
+use crate::tensor::{DType, Memory};
 
 /// What a kernel takes of a multiprocessor, as the driver loaded it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct Engine {
     modules: Vec<sys::CUmodule>,
     /// In the order of [`KERNELS`].
     functions: Vec<Option<sys::CUfunction>>,
-    order: SumOrder,
+    settings: Settings,
 }
 
 // SAFETY: handles of modules and functions may be used from any thread in which the context is current.
@@ -69,12 +69,11 @@ impl Engine {
         if major < 8 {
             return Err(Error::DeviceTooOld { ordinal, major, minor });
         }
-        let mut engine = Self {
-            context: context.clone(),
-            modules: Vec::new(),
-            functions: Vec::new(),
-            order: SumOrder::Fixed,
-        };
+        let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_bytes = checked("cuDeviceGetAttribute", context.attribute(shared))? as u32;
+        let settings = Settings { shared_bytes, ..Settings::default() };
+        let mut engine =
+            Self { context: context.clone(), modules: Vec::new(), functions: Vec::new(), settings };
         for (_, image) in fatbins() {
             // SAFETY: a complete fatbin, whose header has its length.
             match unsafe { result::module::load_data(image.as_ptr().cast()) } {
@@ -96,12 +95,15 @@ impl Engine {
     /// Lets dQ be summed in another order; [`SumOrder::Fixed`] if this is not called.
     #[must_use]
     pub fn with_sum_order(mut self, order: SumOrder) -> Self {
-        self.order = order;
+        self.settings.order = order;
         self
     }
 
-    /// Finds a kernel in the modules and allows it its shared memory.
+    /// Finds a kernel in the modules and allows it its shared memory; `None` if the device does not have so much.
     fn load(&self, kernel: &Kernel) -> Result<Option<sys::CUfunction>> {
+        if kernel.shared_bytes() > self.settings.shared_bytes {
+            return Ok(None);
+        }
         let name = CString::new(kernel.name).expect("names of kernels hold no NUL");
         let found = self.modules.iter().find_map(|&module| {
             // SAFETY: the module is loaded, and stays so until the engine is dropped.
@@ -122,6 +124,11 @@ impl Engine {
             checked("cuFuncSetAttribute", result)?;
         }
         Ok(Some(function))
+    }
+
+    /// The kernel that serves problems of a type and a head dimension on this device; `None` if it is larger than kernels take.
+    pub fn kernel(&self, pass: Pass, dtype: DType, head_dim: usize) -> Option<&'static Kernel> {
+        Kernel::find(pass, dtype, head_dim, self.settings.shared_bytes)
     }
 
     /// The context that the kernels are loaded in.
@@ -170,7 +177,7 @@ impl Engine {
 
     /// Bytes of workspace that a backward of this problem needs; a forward needs none.
     pub fn backward_workspace(&self, problem: &Problem<'_>, lists: &Lists) -> usize {
-        plan::backward_workspace(problem, lists)
+        plan::backward_workspace(problem, lists, &self.settings)
     }
 
     /// Enqueues a forward whose tensors were made from device addresses
@@ -214,7 +221,7 @@ impl Engine {
         stream: &CudaStream,
     ) -> Result<()> {
         expect_memory("q", call.problem.memory(), self.memory())?;
-        let plan = plan::backward(&call, lists, workspace, bytes, self.order)?;
+        let plan = plan::backward(&call, lists, workspace, bytes, &self.settings)?;
         // SAFETY: the plan's addresses are those of the call and of the workspace; the rest is the caller's promise.
         unsafe { self.launch(&plan, stream) }
     }

@@ -34,21 +34,28 @@ pub struct Kernel {
     pub warps: u32,
     /// Blocks that should fit a multiprocessor at once.
     pub blocks: u32,
+    /// Takes more shared memory than every GPU has, up to [`WIDE_SHARED`].
+    pub wide: bool,
 }
 
 /// Shared memory of a block that every GPU since Ampere has, in bytes.
 pub const MOST_SHARED: u32 = 99 * 1024;
 
+/// Shared memory of a block that data-centre GPUs have (sm_80, 90, 100), in bytes.
+pub const WIDE_SHARED: u32 = 163 * 1024;
+
 /// All kernels.
 pub static KERNELS: &[Kernel] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 impl Kernel {
-    /// The kernel with the narrowest tile that holds `head_dim` columns.
-    pub fn find(pass: Pass, dtype: DType, head_dim: usize) -> Option<&'static Self> {
+    /// The kernel with the narrowest tile that holds `head_dim` columns; a wide one if there is one and a block may have
+    /// `shared_bytes` of shared memory.
+    pub fn find(pass: Pass, dtype: DType, head_dim: usize, shared_bytes: u32) -> Option<&'static Self> {
         KERNELS
             .iter()
             .filter(|k| k.pass == pass && k.dtype == dtype && k.head_dim as usize >= head_dim)
-            .min_by_key(|k| k.head_dim)
+            .filter(|k| !k.wide || k.shared_bytes() <= shared_bytes)
+            .min_by_key(|k| (k.head_dim, !k.wide))
     }
 
     /// Threads of a block.
@@ -60,6 +67,7 @@ impl Kernel {
     pub fn shared_bytes(&self) -> u32 {
         let size = self.dtype.size() as u32;
         let row = self.head_dim * size;
+        let most = if self.wide { WIDE_SHARED } else { MOST_SHARED };
         match self.pass {
             // The task; Q; K, and P in its place; V.
             Pass::Forward => {
@@ -70,7 +78,7 @@ impl Kernel {
                 let all = 384 + 12 * self.rows + 2 * (self.keys + self.rows) * row;
                 let scores = self.keys * self.rows * size;
                 // dS lies where dO was if there is no other room.
-                if all + scores <= MOST_SHARED { all + scores } else { all }
+                if all + scores <= most { all + scores } else { all }
             }
             Pass::BackwardPrepare => {
                 // The task; Q, dO; 16 coefficients a row; their sums and their largest by warp, a number a row; a stage of 32
@@ -82,7 +90,7 @@ impl Kernel {
                     + 4 * (17 * self.warps + self.rows)
                     + stage;
                 // One for each adapter if there is room.
-                if all + stage <= MOST_SHARED { all + stage } else { all }
+                if all + stage <= most { all + stage } else { all }
             }
             Pass::BackwardFinish => 0,
         }
@@ -97,12 +105,12 @@ mod tests {
     fn the_narrowest_kernel_that_fits_is_chosen() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for head_dim in [8, 40, 64, 72, 128, 136, 256] {
-                let kernel = Kernel::find(Pass::Forward, dtype, head_dim).unwrap();
+                let kernel = Kernel::find(Pass::Forward, dtype, head_dim, MOST_SHARED).unwrap();
                 let tile = kernel.head_dim as usize;
                 assert!(tile >= head_dim && (tile == 64 || tile / 2 < head_dim), "{kernel:?} for {head_dim}");
                 assert_eq!((kernel.dtype, kernel.pass), (dtype, Pass::Forward));
             }
-            assert_eq!(Kernel::find(Pass::Forward, dtype, 264), None);
+            assert_eq!(Kernel::find(Pass::Forward, dtype, 264, MOST_SHARED), None);
         }
     }
 
@@ -110,7 +118,21 @@ mod tests {
     fn names_are_unique_and_tiles_fit_consumer_cards() {
         for (i, kernel) in KERNELS.iter().enumerate() {
             assert!(KERNELS[..i].iter().all(|other| other.name != kernel.name), "{}", kernel.name);
-            assert!(kernel.shared_bytes() <= MOST_SHARED, "{}", kernel.name);
+            let most = if kernel.wide { WIDE_SHARED } else { MOST_SHARED };
+            assert!(kernel.shared_bytes() <= most, "{}", kernel.name);
+            assert_eq!(kernel.wide, kernel.shared_bytes() > MOST_SHARED, "{}", kernel.name);
+        }
+    }
+
+    #[test]
+    fn wide_kernels_are_for_those_who_have_the_room() {
+        for dtype in [DType::F16, DType::BF16] {
+            for head_dim in [72, 128, 256] {
+                let [narrow, wide] = [MOST_SHARED, WIDE_SHARED]
+                    .map(|bytes| Kernel::find(Pass::Backward, dtype, head_dim, bytes).unwrap());
+                assert!(!narrow.wide && wide.wide, "{narrow:?}, {wide:?}");
+                assert_eq!(narrow.head_dim, wide.head_dim);
+            }
         }
     }
 }

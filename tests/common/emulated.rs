@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use inducer_attention::cuda::kernels::{KERNELS, Pass};
-use inducer_attention::cuda::plan::{self, Plan, SumOrder};
+use inducer_attention::cuda::plan::{self, Plan, Settings};
 use inducer_attention::cuda::{HEAD_DIM_MULTIPLE, Lists, RawList, RawLists};
 use inducer_attention::emulator::{self, CopyTiming, Launch, Memory, Options, Policy, Region, Site, launch};
 use inducer_attention::{Error, Gradients, Outputs, Problem, Saved, Upstream};
@@ -19,8 +19,8 @@ pub struct Emulated {
     pub options: Option<Options>,
     /// The most rows and keys that a packed sequence is said to have; `None`: what is true.
     pub bounds: Option<(usize, usize)>,
-    /// In which order dQ is summed.
-    pub order: SumOrder,
+    /// Of the backward.
+    pub settings: Settings,
     /// Barriers, waits and the like that launches came to.
     pub sites: Arc<Mutex<BTreeSet<Site>>>,
 }
@@ -168,10 +168,10 @@ impl Backend for Emulated {
         let inputs = (&saved, &upstream);
         staging::backward(&mut Pieces::default(), problem, inputs, gradients, |pieces, copy, call| {
             let lists = pieces.lists(copy, self.bounds);
-            let workspace = Memory::new(plan::backward_workspace(copy, &lists));
+            let workspace = Memory::new(plan::backward_workspace(copy, &lists, &self.settings));
             pieces.regions.push(workspace.output());
             let address = workspace.address() as u64;
-            let plan = plan::backward(&call, &lists, address, workspace.len(), self.order)?;
+            let plan = plan::backward(&call, &lists, address, workspace.len(), &self.settings)?;
             pieces.memory.push(workspace);
             pieces.run(&plan, &self.options(copy), &self.sites);
             Ok(())

@@ -12,7 +12,7 @@ use super::{BackwardPlan, Plan, find, launch};
 use crate::attention::Problem;
 use crate::call::{Backward, D_KEY, D_VALUE, SavedOutput};
 use crate::cuda::convert::{self, Access};
-use crate::cuda::kernels::Pass;
+use crate::cuda::kernels::{MOST_SHARED, Pass};
 use crate::cuda::lists::Lists;
 use crate::cuda::params::{self, BackwardParams, flags};
 use crate::error::{Error, Result};
@@ -37,6 +37,22 @@ pub enum SumOrder {
     Any,
 }
 
+/// What a backward may do and have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// In which order dQ is summed.
+    pub order: SumOrder,
+    /// Bytes of shared memory that a block may have on the device.
+    pub shared_bytes: u32,
+}
+
+impl Default for Settings {
+    /// Sums in a fixed order, tiles for every GPU.
+    fn default() -> Self {
+        Self { order: SumOrder::Fixed, shared_bytes: MOST_SHARED }
+    }
+}
+
 /// Tiles and pieces of the workspace, from the problem's sizes alone.
 struct Sizes {
     row_tiles: usize,
@@ -52,10 +68,11 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(problem: &Problem<'_>, lists: &Lists) -> Self {
+    fn of(problem: &Problem<'_>, lists: &Lists, shared_bytes: u32) -> Self {
         let (heads, d) = (problem.query_heads(), problem.head_dim());
         let rows = problem.batch() * heads * problem.rows();
-        let (prepare, main) = (find(Pass::BackwardPrepare, problem), find(Pass::Backward, problem));
+        let [prepare, main] =
+            [Pass::BackwardPrepare, Pass::Backward].map(|pass| find(pass, problem, shared_bytes));
         // Padding behind the sequences is the last tile's.
         let tiles = |n: usize, tile: u32| n.div_ceil(tile as usize).max(1);
         let row_tiles = tiles(lists.max_rows, main.rows);
@@ -114,8 +131,8 @@ fn partial_size(problem: &Problem<'_>) -> usize {
 }
 
 /// Bytes of workspace that a backward needs.
-pub fn backward_workspace(problem: &Problem<'_>, lists: &Lists) -> usize {
-    Sizes::of(problem, lists).bytes()
+pub fn backward_workspace(problem: &Problem<'_>, lists: &Lists, settings: &Settings) -> usize {
+    Sizes::of(problem, lists, settings.shared_bytes).bytes()
 }
 
 /// Plans a backward whose workspace of `bytes` bytes begins at `workspace`.
@@ -128,18 +145,18 @@ pub fn backward(
     lists: &Lists,
     workspace: u64,
     bytes: usize,
-    order: SumOrder,
+    settings: &Settings,
 ) -> Result<BackwardPlan> {
     let problem = call.problem;
     let mut params =
         BackwardParams { problem: convert::problem(problem, lists)?, ..BackwardParams::default() };
     inputs(call, &mut params)?;
     outputs(call, &mut params)?;
-    if order == SumOrder::Any {
+    if settings.order == SumOrder::Any {
         params.problem.flags |= flags::UNORDERED;
     }
 
-    let sizes = Sizes::of(problem, lists);
+    let sizes = Sizes::of(problem, lists, settings.shared_bytes);
     if bytes < sizes.bytes() {
         return Err(Error::WorkspaceTooSmall { got: bytes, needed: sizes.bytes() });
     }
@@ -184,10 +201,13 @@ pub fn backward(
     let factors =
         [[problem.query_heads(), sizes.chunks, 1], [problem.kv_heads(), key_tasks, 1], [BLOCKS, 1, 1]];
     // Prepare counts the tiles of all sequences in 31 bits.
-    launch(find(Pass::BackwardPrepare, problem), [lists.parts(), sizes.prepare_tiles, 2])?;
+    launch(
+        find(Pass::BackwardPrepare, problem, settings.shared_bytes),
+        [lists.parts(), sizes.prepare_tiles, 2],
+    )?;
     let mut launches = [None; 3];
     for ((slot, pass), factors) in launches.iter_mut().zip(kernels).zip(factors) {
-        *slot = launch(find(pass, problem), factors)?;
+        *slot = launch(find(pass, problem, settings.shared_bytes), factors)?;
     }
     Ok(Plan { params, launches })
 }

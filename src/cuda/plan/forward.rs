@@ -3,7 +3,7 @@
 use super::{ForwardPlan, Plan, find, launch};
 use crate::call::Forward;
 use crate::cuda::convert::{self, Access};
-use crate::cuda::kernels::Pass;
+use crate::cuda::kernels::{MOST_SHARED, Pass};
 use crate::cuda::lists::Lists;
 use crate::cuda::params::ForwardParams;
 use crate::error::Result;
@@ -29,7 +29,7 @@ pub fn forward(call: &Forward<'_, '_, '_>, lists: &Lists) -> Result<ForwardPlan>
     if let Some(attn) = &outputs.attn {
         params.attn = convert::tensor("attn", &attn.as_ref(), Access::Pairs)?;
     }
-    let kernel = find(Pass::Forward, problem);
+    let kernel = find(Pass::Forward, problem, MOST_SHARED);
     let row_tiles = lists.max_rows.div_ceil(kernel.rows as usize).max(1);
     params.row_tiles = row_tiles as i32;
     let launch = if outputs.o.is_empty() {

@@ -7,7 +7,7 @@ mod forward;
 
 use bytemuck::{Pod, bytes_of};
 
-pub use backward::{SumOrder, backward, backward_workspace};
+pub use backward::{Settings, SumOrder, backward, backward_workspace};
 pub use forward::forward;
 
 use super::convert;
@@ -68,8 +68,8 @@ pub fn check(problem: &Problem<'_>) -> Result<()> {
 }
 
 /// The kernel for a problem that [`convert::problem`] has taken.
-fn find(pass: Pass, problem: &Problem<'_>) -> &'static Kernel {
-    Kernel::find(pass, problem.dtype(), problem.head_dim())
+fn find(pass: Pass, problem: &Problem<'_>, shared_bytes: u32) -> &'static Kernel {
+    Kernel::find(pass, problem.dtype(), problem.head_dim(), shared_bytes)
         .expect("the table has kernels of every pass for every dtype up to the largest head dimension")
 }
 
