@@ -2,9 +2,8 @@
 // and a constant D′ per row (see backward_prepare.cu).
 //
 // A task is one tile of keys of one kv head and sequence, or one tile of the prefix for a group of sequences; a block takes one.
-// A warp owns 16 or 32 of the keys for good,
-// so that dK and dV stay in its registers. Where these would not fit, two warps own the same keys, each half of the columns, and
-// both compute the scores.
+// A warp owns 16 or 32 of the keys for good, so that dK and dV stay in its registers. Where these would not fit, two warps own
+// the same keys, each half of the columns, and both compute the scores.
 //
 //     K, V ─────────────────────────────────────────────────────┐ stay in shared memory
 //     for each query head of the group, each tile of queries    │
@@ -27,7 +26,7 @@
 // Gradients of the prefix are sums over sequences: each group has its own partial sum, and finish adds them up.
 //
 // Shared memory: K, V [keys], Q, dO [rows], each of head_dim columns, dS [keys, rows] in a place of its own if there is room for
-// it; 97 KB for bf16 at head_dim 128. Barriers: one after Q has arrived (dQ is written, its turn may pass on), one after dO has,
+// it; 97 KB for bf16 at head_dim 128, 113 KB with that room. Barriers: one after Q has arrived (dQ is written, its turn may pass on), one after dO has,
 // one before dS overwrites it, one after dS is there, one after the turn has come. Where dS has a place of its own, dO arrives
 // with Q, and the second and third are not needed.
 #include "core/gradient.cuh"
@@ -276,7 +275,7 @@ DEVICE void backward(const BackwardParams& params) {
         copy_commit();
         lay_down(read_numbers(task.items[0]));
         copy_wait<0>();
-        // In a register of its own, the answer would be one too many. Thread 0 keeps it for the votes to come.
+        // Thread 0 keeps the answer in shared memory, to save a register, for the votes to come.
         bool not_finite = sync_threads_or(own_chunks_not_finite<T, D, Keys, Threads>(k_tile));
         if (thread == 0) task.keys_not_finite = not_finite;
     }
