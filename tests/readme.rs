@@ -32,8 +32,15 @@ fn relative_links_exist() {
         let text = read(file);
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(target);
+            let (name, anchor) = target.split_once('#').map_or((target, None), |(name, a)| (name, Some(a)));
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(name);
             assert!(path.exists(), "{file} links to {target}, which does not exist");
+            if let Some(anchor) = anchor {
+                let there = fs::read_to_string(&path).unwrap_or_default();
+                let mut headings = there.lines().filter_map(|line| line.strip_prefix('#'));
+                let slug = |heading: &str| heading.trim_matches(['#', ' ']).to_lowercase().replace(' ', "-");
+                assert!(headings.any(|h| slug(h) == anchor), "{file} links to {target}: no such heading");
+            }
         }
     }
 }
