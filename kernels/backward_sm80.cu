@@ -15,20 +15,31 @@
 //     ──────────────────────────────────────────────────────────┘
 //     dK, dV are written
 //
-// dS Kᵀ's rows are shared out among all warps anew. dQ is gathered in f32 in global memory, in a fixed order, so that sums do not
+// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. dQ is gathered in f32 in global memory, in a fixed order, so that sums do not
 // depend on which block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before
 // its own have. A tile of keys visits a tile of queries if and only if some row of it sees some key of the other; those that
 // visit one are neighbours. First add the tiles of the prefix, then the last visitor, and so on to the first: where the mask is
 // causal, that is the order in which they come by, and nobody waits long. Blocks draw their tasks from `ticket` in the same
 // order: all that a tile waits for has been drawn by blocks that run already, so that whoever waits, waits for someone who can
-// go on.
+// go on. With a causal mask and three tiles of keys, tile 2 of the queries is visited by 2, 1, 0, which have the turns 0, 1, 2
+// behind the prefix's, and are drawn in this order.
 //
 // Gradients of the prefix are sums over sequences: each group has its own partial sum, and finish adds them up.
 //
+// A masked tile that holds a NaN or an infinity is poisoned: 0·NaN would reach rows and keys that must not see it. Its products
+// leave hidden pairs out one by one (add_visible), with P or dS in shared memory and barriers of their own. Rare, and slow.
+//
 // Shared memory: K, V [keys], Q, dO [rows], each of head_dim columns, dS [keys, rows] in a place of its own if there is room for
-// it; 97 KB for bf16 at head_dim 128, 113 KB with that room. Barriers: one after Q has arrived (dQ is written, its turn may pass on), one after dO has,
-// one before dS overwrites it, one after dS is there, one after the turn has come. Where dS has a place of its own, dO arrives
-// with Q, and the second and third are not needed.
+// it; 97 KB for bf16 at head_dim 128, 113 KB with that room. Barriers of an item:
+//   1. Q has arrived; dQ is written, and its turn may pass on
+//   2. dO has arrived
+//   3. all are done with dO: dS may overwrite it
+//   4. dS and the next item are there
+//   5. the turn has come (fixed order only)
+// With a place of its own for dS, dO arrives with Q: 3 falls away, and 2 but for masked tiles, where it carries the vote on NaN.
+//
+// Symbols are those of src/lib.rs. MT, OT: blocks of 16 keys and of 8 columns of dK and dV; NT: of 8 queries of the scores; QB,
+// QT: of 16 rows and 8 columns of dQ; `half` and `e` choose within a fragment (core/product.cuh).
 #include "core/gradient.cuh"
 #include "core/partials.cuh"
 #include "list.h"
@@ -73,7 +84,8 @@ struct BackwardTile {
     static constexpr int kColumns = D / kColumnGroups;              // of dK and dV, per warp
     // Scores of all rows at once do not fit the registers of a warp with 32 keys.
     static constexpr int kScoreRows = kKeyBlocks == 1 || Rows < 32 ? Rows : 32;
-    // dS is computed in so many parts, each of which frees the registers that its probabilities had.
+    // dS is computed in so many parts, each of which frees the registers that its probabilities had. Only at 128 columns do they
+    // run out: at 64 there are fewer columns, at 256 fewer rows.
     static constexpr int kParts = D == 128 ? 2 : 1;
     // Blocks of 16 columns of a product that are laid out at once: addresses for more do not fit the registers.
     static constexpr int kUnroll = 2;
@@ -305,10 +317,11 @@ DEVICE void backward(const BackwardParams& params) {
             probabilities(s, statistics, first_row, exponent_scale(p));
             // Rows of the tile that see the warp's key `i`.
             auto seen_by = [&](int i) {
-                const Sequence& q = item.sequence;
+                const Sequence& sequence = item.sequence;
                 i32 key = task.first_key + warp_key + i;
-                bool exists = task.is_prefix ? key < p.prefix_len : key >= q.key_start && key < q.key_end;
-                Interval rows = task.is_prefix ? Interval{0, q.rows} : q.seen_by(key);
+                bool exists = task.is_prefix ? key < p.prefix_len : key >= sequence.key_start && key < sequence.key_end;
+                Interval rows = task.is_prefix ? Interval{0, sequence.rows} : sequence.seen_by(key);
+                // Of a key that does not exist, an empty one.
                 return Interval{rows.first - item.row, exists ? rows.end - item.row : -1};
             };
             if (item.masked) {
@@ -392,7 +405,7 @@ DEVICE void backward(const BackwardParams& params) {
                 }
             }
         }
-        sync_threads();     // dS and the next item are here; Q's memory is free, and dO's if dS is not there
+        sync_threads();     // dS and the next item are here; Q's memory is free, and dO's unless dS lies there
 
         const BackwardItem& next = task.items[slot ^ 1];
         RowNumbers numbers{};
@@ -420,7 +433,7 @@ DEVICE void backward(const BackwardParams& params) {
 
         const Sequence& sequence = item.sequence;
         float* sum = params.d_q_sum + workspace_row(p, sequence, item.head, item.row) * p.head_dim;
-        // Tiles of packed sequences follow one another: none has as many as there are rows in all.
+        // A packed sequence begins its counters at row_base / Rows + index, so that no two share one.
         i32* turn = params.turns + (static_cast<i64>(sequence.batch) * p.query_heads + item.head) * params.turn_tiles +
                     sequence.row_base / Rows + (sequence.index - sequence.batch) + item.tile;
         const bool ordered = !(p.flags & kUnordered);

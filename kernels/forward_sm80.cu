@@ -14,6 +14,12 @@
 //
 // Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 48 KB for bf16 at head_dim 128. Two barriers a tile:
 // one after K has arrived, which also says that all warps are done with V, and one after V has, likewise for K.
+//
+// A masked tile whose V holds a NaN or an infinity is poisoned: 0·NaN would reach rows that must not see it. That product leaves
+// hidden pairs out one by one (add_visible_staged), with P in shared memory and a barrier more. Rare, and slow.
+//
+// Symbols are those of src/lib.rs. MT, NT, OT: blocks of 16 rows, of 8 columns of S, of 8 columns of O; `half` and `e` choose within
+// a fragment (core/product.cuh).
 #include "core/inducer.cuh"
 #include "core/softmax.cuh"
 #include "list.h"
@@ -155,7 +161,7 @@ DEVICE void forward(const ForwardParams& params) {
     clear(o);
     OnlineSoftmax<MT> softmax;
     softmax.init();
-    copy_wait<0>();
+    copy_wait<0>();     // Q is here even where there is no tile of keys: the virtual token needs it
     for (i32 tile = 0; tile < task.tiles.tiles; ++tile) {
         const bool masked = task.tiles.is_masked(p, tile), is_prefix = task.tiles.is_prefix(tile);
         const i32 first_key = task.tiles.first_key(tile);

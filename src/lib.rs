@@ -89,7 +89,8 @@
 //! - [`Attention`] describes a problem: tensors ([`tensor`]), settings ([`config`]), the virtual tokens ([`inducer`]).
 //!   [`Attention::validate`] turns it into a [`Problem`] that no backend can fail on.
 //! - [`Problem::forward`] and [`Problem::backward`] add the memory for the results and give a call ([`call`]).
-//! - A backend runs calls. [`cpu::Engine`] is the fast one; [`reference`](mod@reference) is the f64 oracle that it is tested against.
+//! - A backend runs calls. [`cpu::Engine`] is the fast one; [`reference`](mod@reference) is the f64 oracle that it is tested against;
+//!   with feature `cuda`, `cuda::Engine` runs calls on NVIDIA GPUs.
 //! - [`dropout`] fixes which entries are dropped, to the bit, for every backend.
 //!
 //! # Conventions
@@ -138,7 +139,10 @@
 //!
 //! # Features
 //!
-//! `serde`: the configuration types ([`AttentionConfig`], [`InducerConfig`] and their parts) can be serialised.
+//! - `cuda`: the CUDA backend, module `cuda`. The crate then builds without nvcc and without a GPU all the same; calls say what is
+//!   missing.
+//! - `serde`: the configuration types ([`AttentionConfig`], [`InducerConfig`] and their parts) can be serialised.
+//! - `emulator`: for this crate's tests; runs the CUDA kernels' source on the host.
 //!
 //! # Sources
 //!

@@ -126,7 +126,7 @@ impl Engine {
         Ok(Some(function))
     }
 
-    /// The kernel that serves problems of a type and a head dimension on this device; `None` if it is larger than kernels take.
+    /// The kernel that serves problems of a type and a head dimension on this device; `None` if head_dim is larger than any kernel's.
     pub fn kernel(&self, pass: Pass, dtype: DType, head_dim: usize) -> Option<&'static Kernel> {
         Kernel::find(pass, dtype, head_dim, self.settings.shared_bytes)
     }

@@ -1,4 +1,5 @@
-//! The CUDA backend: handwritten kernels for every GPU since Ampere.
+//! The CUDA backend: handwritten kernels for every GPU since Ampere. It has not yet run on a GPU: the kernels' own source is tested on
+//! an emulator.
 //!
 //! - [`plan`] turns a call into launches; it needs no GPU, and the emulator's tests use it as well (feature `emulator`).
 //! - With feature `cuda`, `Engine` loads the kernels into a context of cudarc's and enqueues raw calls, `Scope` lends slices of
@@ -7,16 +8,21 @@
 //! Kernels are compiled when the crate is built and a CUDA compiler is found; without one, the crate builds all the same, and
 //! making an engine is [`Error::NoKernels`](crate::Error::NoKernels). A missing driver or device is an error value, too.
 //!
-//! # What the kernels do not take
+//! # What the kernels ask for
 //!
-//! Everything that a [`Problem`](crate::Problem) can be is computed, but for:
+//! Everything that a [`Problem`](crate::Problem) can be is computed if
 //!
-//! - head dimensions that are not multiples of [`HEAD_DIM_MULTIPLE`];
-//! - rows of Q, K, V and prefix that do not begin at multiples of 16 bytes, and rows of O and attn at multiples of two elements.
+//! - the head dimension is a multiple of [`HEAD_DIM_MULTIPLE`];
+//! - rows of Q, K, V and prefix begin at multiples of 16 bytes, and in the backward those of the saved O or attn and of dO;
+//! - rows of O, attn, dQ, dK and dV begin at multiples of two elements.
+//!
+//! Anything else is [`Error::DeviceHeadDim`](crate::Error::DeviceHeadDim) or [`Error::Misaligned`](crate::Error::Misaligned).
 //!
 //! # Environment variables of the build
 //!
-//! - `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `CUDA_ROOT`: where the compiler is, if not in `PATH` or `/usr/local/cuda`.
+//! - `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `CUDA_ROOT`: where the compiler is. They are looked at in this order, then `PATH` and
+//!   `/usr/local/cuda`.
+//! - `CUDARC_CUDA_VERSION`, such as `13000`: for cudarc, where it does not know the nvcc in `PATH`.
 //! - `INDUCER_ATTENTION_CUDA_ARCHS`: targets, such as `80,90`. Otherwise those of the machine's GPUs; if it has none, one per
 //!   generation. PTX is always there for GPUs that come later.
 //! - `INDUCER_ATTENTION_CUDA_FATBINS`: a folder of prebuilt fatbins with a `SHA256SUMS`, instead of compiling.

@@ -19,8 +19,7 @@ use crate::tensor::{Element, Layout, TensorMut, TensorRef};
 ///
 /// [`read`](Self::read) and [`write`](Self::write) turn slices (`CudaSlice`, `CudaView`, `CudaViewMut`) into tensors, and make
 /// the stream wait for what other streams still do with them. When the scope ends, other streams that come to use the slices wait
-/// for its calls. Under graph capture there is nothing that could be waited for: switch the context's event tracking off, as cudarc
-/// asks for it.
+/// for its calls. Under graph capture events cannot be waited for: turn the context's event tracking off first (see cudarc).
 ///
 /// ```no_run
 /// use inducer_attention::cuda::{DeviceLists, Engine, Scope, context};
