@@ -50,8 +50,8 @@ fn uses(bf16: bool) -> Vec<Use> {
     // A head's rows lie apart by the row itself, or by all heads' rows.
     for d in [64, 128, 256] {
         for heads in [1, 8] {
-            for queries in [64, 96, 128] {
-                for keys in [128, 256, 512] {
+            for queries in [64, 96, 112, 128] {
+                for keys in [96, 128, 256, 512] {
                     let per = if bf16 { 2 } else { 1 };
                     let stride = d * heads / per;
                     uses.push(Use {

@@ -10,9 +10,10 @@ use super::masked::{Pairing, Visible, gemm_visible};
 use super::moves::{self, Rows, RowsMut};
 use super::query_tile::{DropoutTile, Lanes, Segment, for_each_segment, keep_mask, segment_rows};
 use super::simd::Kernels;
-use super::simd::gemm::Gemm;
+use super::simd::gemm::{Ahead, Gemm};
 use super::slots::Slots;
 use super::tiling::{Tiling, spread};
+use super::trimmed::Trim;
 use super::workspace::{Carver, Floats};
 use crate::attention::Problem;
 use crate::call::Forward;
@@ -234,6 +235,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 c: scratch.z.at(0),
                 c_row: lanes,
                 accumulate: false,
+                ahead: Ahead::NONE,
             });
             (k.dot_rows)(qt, qt, d, lanes, scratch.lanes.qq());
         }
@@ -278,8 +280,9 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
             let key_rows = self.factor_rows(products, source.k.from(from), keys, scratch);
-            let gemm = if pairs { k.gemm_bf16 } else { k.gemm };
-            gemm(&Gemm {
+            let trim =
+                (masked && !pairs).then(|| Trim { lo: v.lo(), hi: v.hi(), lanes, first_key: from, keys });
+            let product = Gemm {
                 m: keys,
                 n: lanes,
                 k: if pairs { d.div_ceil(2) } else { d },
@@ -291,7 +294,13 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 c: s,
                 c_row: lanes,
                 accumulate: false,
-            });
+                ahead: source.v.from(from).ahead(keys, d),
+            };
+            match trim {
+                Some(trim) => trim.keys_by_lanes(k, &product),
+                None if pairs => (k.gemm_bf16)(&product),
+                None => (k.gemm)(&product),
+            }
             let tile = ScoreTile { s, keys, lanes, first_key: from as i32 };
             if transforms(problem) {
                 (k.transform)(&tile, &transform(problem, segment, source.positioned, v));
@@ -331,7 +340,19 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 }
                 .for_each(|key, lane, factor| *s.add(key * lanes + lane) *= factor);
             }
-            self.add_values(scratch, source.v.from(from), (from, keys), lanes, first, finite, fused_pairs);
+            let next = source.k.from(to).ahead(source.end.saturating_sub(to).min(keys), d);
+            let trim = trim.filter(|_| finite);
+            self.add_values(
+                scratch,
+                source.v.from(from),
+                (from, keys),
+                lanes,
+                first,
+                finite,
+                fused_pairs,
+                trim,
+                next,
+            );
         }
     }
 
@@ -349,6 +370,8 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         first: bool,
         finite: bool,
         fused_pairs: bool,
+        trim: Option<Trim>,
+        next: Ahead,
     ) {
         let (k, d) = (self.kernels, self.problem.head_dim());
         let products = products(self.problem, k);
@@ -367,6 +390,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 c: scratch.ot.at(0),
                 c_row: lanes,
                 accumulate: !first,
+                ahead: next,
             };
             if !finite {
                 let (lo, hi) = (scratch.lanes.lo(), scratch.lanes.hi());
@@ -396,7 +420,10 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
             let rows = self.factor_rows(products, values, keys, scratch);
             product.a = rows.ptr;
             product.a_col = rows.stride as isize;
-            (k.gemm)(&product);
+            match trim {
+                Some(trim) => trim.sum_over_keys(k, &product),
+                None => (k.gemm)(&product),
+            }
         }
     }
 
@@ -472,6 +499,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                         c: ot,
                         c_row: lanes,
                         accumulate: true,
+                        ahead: Ahead::NONE,
                     });
                 }
                 if let Some(u) = &out.u {

@@ -1,7 +1,7 @@
 //! Checked access to the micro-kernels, for `benches/microkernels.rs`. Not part of the public interface.
 
 use super::InstructionSet;
-use super::simd::gemm::Gemm;
+use super::simd::gemm::{Ahead, Gemm};
 use super::simd::{Kernels, PEAK_CHAINS};
 
 /// The kernels of an instruction set that this processor has.
@@ -87,6 +87,7 @@ impl MicroKernels {
             c: c.as_mut_ptr(),
             c_row,
             accumulate,
+            ahead: Ahead::NONE,
         };
         let kernel = if bf16 { self.0.gemm_bf16 } else { self.0.gemm };
         // SAFETY: the operands hold what the sizes name, as just checked, and C is borrowed exclusively; the table is of

@@ -18,6 +18,7 @@ mod query_tile;
 pub(crate) mod simd;
 mod slots;
 mod tiling;
+mod trimmed;
 mod workspace;
 
 #[doc(hidden)]

@@ -1,6 +1,7 @@
 //! Moving rows between the caller's tensors and tiles.
 
 use super::simd::Kernels;
+use super::simd::gemm::Ahead;
 use super::simd::pack::{Natural, NaturalMut};
 use crate::tensor::DType;
 
@@ -16,6 +17,11 @@ impl Rows {
     /// The rows from row `j` on.
     pub(super) fn from(self, j: usize) -> Self {
         Self { ptr: self.ptr.wrapping_add(j * self.stride), ..self }
+    }
+
+    /// `rows` rows of `cols` elements, to be fetched while a product computes.
+    pub(super) fn ahead(self, rows: usize, cols: usize) -> Ahead {
+        Ahead { ptr: self.ptr, stride: self.stride, rows, bytes: cols * self.dtype.size() }
     }
 
     fn natural(self, rows: usize, cols: usize) -> Natural {

@@ -22,7 +22,7 @@ impl Tiling {
     pub(super) fn forward(kernels: &Kernels) -> Self {
         match kernels.lanes {
             LINE => Self { queries: 64, keys: 256 },
-            _ => Self { queries: 112, keys: 96 },
+            _ => Self { queries: 112, keys: 128 },
         }
     }
 

@@ -14,9 +14,10 @@ use crate::cpu::kernels::score::ScoreTile;
 use crate::cpu::key_source::KeySource;
 use crate::cpu::masked::{Pairing, Visible, gemm_visible};
 use crate::cpu::moves::{self, Rows};
-use crate::cpu::query_tile::{DropoutTile, Segment, keep_mask, load_lanes, segment_rows};
-use crate::cpu::simd::gemm::Gemm;
+use crate::cpu::query_tile::{DropoutTile, Lanes, Segment, keep_mask, load_lanes, segment_rows};
+use crate::cpu::simd::gemm::{Ahead, Gemm};
 use crate::cpu::tiling::{Tiling, spread};
+use crate::cpu::trimmed::Trim;
 use crate::cpu::workspace::Floats;
 use crate::tensor::DType;
 
@@ -32,6 +33,16 @@ struct Tile {
 
 /// Accumulator of dK or dV for a tile, and the floats between its rows.
 type Accumulator = (*mut f32, usize);
+
+/// Rows of an accumulator, to be fetched while a product computes.
+fn ahead((ptr, row): Accumulator, rows: usize, cols: usize) -> Ahead {
+    Ahead { ptr: ptr.cast_const().cast(), stride: 4 * row, rows, bytes: 4 * cols }
+}
+
+/// What the lanes see of a tile.
+fn trim(v: &Lanes, tile: &Tile) -> Trim {
+    Trim { lo: v.lo(), hi: v.hi(), lanes: tile.lanes, first_key: tile.from, keys: tile.keys }
+}
 
 impl BackwardPlan<'_, '_, '_> {
     /// Adds dQ, dK and dV of the pairs `start..end`, step by step.
@@ -163,10 +174,18 @@ impl BackwardPlan<'_, '_, '_> {
                             && moves::all_finite(k, source.k.from(from), to - from, d)
                             && moves::all_finite(k, source.v.from(from), to - from, d));
                     let tile = Tile { from, keys: to - from, lanes, first };
-                    self.scores(scratch, segment, source, &tile, masked);
                     let accumulators = self.accumulators(pair, source, from);
+                    self.scores(scratch, segment, source, &tile, masked, accumulators[1]);
                     if finite {
-                        self.products(scratch, source, &tile, segment.rows, (q_rows, d_o_rows), accumulators);
+                        self.products(
+                            scratch,
+                            source,
+                            &tile,
+                            masked,
+                            segment.rows,
+                            (q_rows, d_o_rows),
+                            accumulators,
+                        );
                     } else {
                         self.visible_products(scratch, source, &tile, segment.rows, (q, d_o), accumulators);
                     }
@@ -202,6 +221,7 @@ impl BackwardPlan<'_, '_, '_> {
         source: &KeySource,
         tile: &Tile,
         masked: bool,
+        d_v: Accumulator,
     ) {
         let (k, problem, d) = (self.kernels, self.problem, self.problem.head_dim());
         let v = &scratch.lanes;
@@ -210,12 +230,16 @@ impl BackwardPlan<'_, '_, '_> {
         let Tile { from, keys, lanes, .. } = *tile;
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
-            let gemm = if bf16 { k.gemm_bf16 } else { k.gemm };
-            for (rows, to, b, c) in
+            let trim = (masked && !bf16).then(|| trim(v, tile));
+            // The values while the scores are computed, then the rows of dV that follow.
+            let fetched = [source.v.from(from).ahead(keys, d), ahead(d_v, keys, d)];
+            for ((rows, to, b, c), ahead) in
                 [(source.k, scratch.k_tile, scratch.qt, s), (source.v, scratch.v_tile, scratch.d_ot, dp)]
+                    .into_iter()
+                    .zip(fetched)
             {
                 let a = self.left_rows(rows.from(from), keys, to);
-                gemm(&Gemm {
+                let product = Gemm {
                     m: keys,
                     n: lanes,
                     k: if bf16 { d.div_ceil(2) } else { d },
@@ -227,7 +251,13 @@ impl BackwardPlan<'_, '_, '_> {
                     c,
                     c_row: lanes,
                     accumulate: false,
-                });
+                    ahead,
+                };
+                match trim {
+                    Some(trim) => trim.keys_by_lanes(k, &product),
+                    None if bf16 => (k.gemm_bf16)(&product),
+                    None => (k.gemm)(&product),
+                }
             }
             let scores = ScoreTile { s, keys, lanes, first_key: from as i32 };
             let mut scale = problem.softmax_scale() * std::f32::consts::LOG2_E;
@@ -282,11 +312,13 @@ impl BackwardPlan<'_, '_, '_> {
     ///
     /// # Safety
     /// As for [`scores`](Self::scores), after it.
+    #[allow(clippy::too_many_arguments, reason = "the loop's own state")]
     unsafe fn products(
         &self,
         scratch: &ThreadScratch,
         source: &KeySource,
         tile: &Tile,
+        masked: bool,
         rows: usize,
         (q, d_o): ((*const f32, usize), (*const f32, usize)),
         [d_k, d_v]: [Accumulator; 2],
@@ -309,6 +341,7 @@ impl BackwardPlan<'_, '_, '_> {
                 c: scratch.d_qt.at(0),
                 c_row: lanes,
                 accumulate: !first,
+                ahead: ahead(d_k, keys, d),
             };
             let mut by_key = Gemm {
                 m: keys,
@@ -322,6 +355,7 @@ impl BackwardPlan<'_, '_, '_> {
                 c: d_v.0,
                 c_row: d_v.1,
                 accumulate: true,
+                ahead: source.k.from(from + keys).ahead(source.end.saturating_sub(from + keys).min(keys), d),
             };
             let mut d_s_rows: *const u8 = dp.cast();
             let mut gemm = k.gemm;
@@ -356,9 +390,25 @@ impl BackwardPlan<'_, '_, '_> {
                 d_q.a = key_rows.ptr;
                 d_q.a_col = key_rows.stride as isize;
             }
-            gemm(&d_q);
-            gemm(&by_key);
-            gemm(&Gemm { a: d_s_rows, b: q.0, b_row: q.1, c: d_k.0, c_row: d_k.1, ..by_key });
+            let d_k = Gemm {
+                a: d_s_rows,
+                b: q.0,
+                b_row: q.1,
+                c: d_k.0,
+                c_row: d_k.1,
+                ahead: Ahead::NONE,
+                ..by_key
+            };
+            if masked && !bf16 {
+                let trim = trim(&scratch.lanes, tile);
+                trim.sum_over_keys(k, &d_q);
+                trim.sum_over_lanes(k, &by_key);
+                trim.sum_over_lanes(k, &d_k);
+            } else {
+                gemm(&d_q);
+                gemm(&by_key);
+                gemm(&d_k);
+            }
         }
     }
 
@@ -391,6 +441,7 @@ impl BackwardPlan<'_, '_, '_> {
             c: scratch.d_qt.at(0),
             c_row: lanes,
             accumulate: !first,
+            ahead: Ahead::NONE,
         };
         let by_key = Gemm {
             m: keys,
@@ -404,6 +455,7 @@ impl BackwardPlan<'_, '_, '_> {
             c: d_v.0,
             c_row: d_v.1,
             accumulate: true,
+            ahead: Ahead::NONE,
         };
         // SAFETY: as for `products`; the replaced operands are rows of the tensors.
         unsafe {

@@ -8,7 +8,7 @@ use crate::cpu::forward::inducer_tile;
 use crate::cpu::kernels::inducer::{InducerGradientTile, Value};
 use crate::cpu::moves;
 use crate::cpu::query_tile::{Segment, load_lanes, segment_rows};
-use crate::cpu::simd::gemm::Gemm;
+use crate::cpu::simd::gemm::{Ahead, Gemm};
 use crate::cpu::tiling::Tiling;
 use crate::inducer::{KeyGradients, ValueGradients};
 
@@ -94,6 +94,7 @@ impl BackwardPlan<'_, '_, '_> {
                     c: scratch.g.at(0),
                     c_row: lanes,
                     accumulate: false,
+                    ahead: Ahead::NONE,
                 }),
                 (Value::Extended, Some(d_u)) => {
                     let rows = segment_rows(d_u, segment);
@@ -134,6 +135,7 @@ impl BackwardPlan<'_, '_, '_> {
                     c: d_qt,
                     c_row: lanes,
                     accumulate: true,
+                    ahead: Ahead::NONE,
                 });
             }
             moves::store_transposed(
@@ -171,6 +173,7 @@ impl BackwardPlan<'_, '_, '_> {
                 c: scratch.z.at(0),
                 c_row: lanes,
                 accumulate: false,
+                ahead: Ahead::NONE,
             });
             (k.dot_rows)(qt, qt, d, lanes, scratch.lanes.qq());
         }
@@ -207,6 +210,7 @@ impl BackwardPlan<'_, '_, '_> {
                     c: self.partials.key(partial, head),
                     c_row: self.padded,
                     accumulate: true,
+                    ahead: Ahead::NONE,
                 });
                 let bias = self.partials.bias(partial, head);
                 let e = scratch.e.at(0);
@@ -234,6 +238,7 @@ impl BackwardPlan<'_, '_, '_> {
                     c: self.partials.value(partial, head),
                     c_row: self.padded,
                     accumulate: true,
+                    ahead: Ahead::NONE,
                 });
             }
             if let KeyGradients::LogitPerToken(t) = &gradients.key {

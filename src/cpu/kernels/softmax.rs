@@ -12,7 +12,8 @@ pub(crate) struct SoftmaxTile {
     pub lanes: usize,
     /// What brings scores to units of log2; not negative.
     pub scale: f32,
-    /// Largest score so far, in units of log2; −∞ before the first.
+    /// What scores are taken relative to, in units of log2: the largest so far less [`SLACK`] at least, and at most the
+    /// largest; −∞ before the first.
     pub max: *mut f32,
     /// Sum of the probabilities so far, relative to `max`.
     pub sum: *mut f32,
@@ -23,6 +24,10 @@ pub(crate) struct SoftmaxTile {
     /// Where the probabilities go as pairs of bf16 `[keys/2][lanes]`, keys 2t and 2t+1 in one lane; null for f32 in place.
     pub pairs: *mut f32,
 }
+
+/// A maximum stays until a score passes it by more than this, in units of log2, so that what has been accumulated is
+/// rarely rescaled. Probabilities relative to it are then up to 2⁸, with the same relative accuracy.
+const SLACK: f32 = 8.0;
 
 /// Takes one tile into the softmax.
 ///
@@ -60,7 +65,8 @@ unsafe fn columns<V: Vector, const N: usize>(t: &SoftmaxTile, lane: usize) {
     for v in 0..N {
         let at = lane + v * V::LANES;
         let old = V::load(t.max.add(at));
-        let new = V::max(V::mul(max[v], scale), old);
+        let largest = V::mul(max[v], scale);
+        let new = V::select(V::lt(old.add(V::splat(SLACK)), largest), largest, old);
         new.store(t.max.add(at));
         // A row that has seen nothing stays at −∞: subtract 0 there, so that exponentials are 0, not NaN.
         let nothing = V::eq(new, V::splat(f32::NEG_INFINITY));

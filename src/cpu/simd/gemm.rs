@@ -29,7 +29,7 @@ pub(crate) struct Gemm {
     pub k: usize,
     /// A(0, 0), four bytes of any alignment.
     pub a: *const u8,
-    /// Bytes from A(i, j) to A(i + 1, j).
+    /// Bytes from A(i, j) to A(i + 1, j). Rows or columns are adjacent: this or [`a_col`](Self::a_col) is 4.
     pub a_row: isize,
     /// Bytes from A(i, j) to A(i, j + 1).
     pub a_col: isize,
@@ -43,6 +43,26 @@ pub(crate) struct Gemm {
     pub c_row: usize,
     /// Adds to C instead of overwriting it.
     pub accumulate: bool,
+    /// What is fetched meanwhile.
+    pub ahead: Ahead,
+}
+
+/// Memory that the next step will read: fetched into the second-level cache while a product computes, whose own operands
+/// are there already. Only a hint, so any address will do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// The first row.
+    pub ptr: *const u8,
+    /// Bytes between rows.
+    pub stride: usize,
+    pub rows: usize,
+    /// Bytes of a row.
+    pub bytes: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self { ptr: core::ptr::null(), stride: 0, rows: 0, bytes: 0 };
 }
 
 /// C (+)= A·B in `f32`.
@@ -50,7 +70,7 @@ pub(crate) struct Gemm {
 /// # Safety
 ///
 /// The contract of [`Vector`]; every element of A and B that the sizes name is readable, every one of C writable (and,
-/// to accumulate, readable), C overlaps neither; `n` is a multiple of [`Vector::LANES`].
+/// to accumulate, readable), C overlaps neither; `n` is a multiple of [`Vector::LANES`]; `a_row` or `a_col` is 4.
 #[inline(always)]
 pub(super) unsafe fn gemm<V: Vector>(g: &Gemm) {
     product::<V, false>(g);
@@ -106,14 +126,13 @@ const MAX_ROWS: usize = 12;
 /// another between two uses of a line.
 const CONFLICT: usize = 2048;
 
-/// Panels of columns from which on a strip of A is worth a copy: its rows are then a constant distance apart, which spares
-/// the micro-kernel address arithmetic, and are in the first-level cache for all panels but the first. Measured with
-/// vectors of eight lanes; with wider ones there are fewer panels, and a strip has more rows.
-const COPIED_PANELS: usize = 3;
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
 #[inline(always)]
 unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
     debug_assert!(g.n.is_multiple_of(V::LANES));
+    debug_assert!(g.a_row == 4 || g.a_col == 4);
     const { assert!(V::GEMM_ROWS <= MAX_ROWS && V::GEMM_VECTORS <= 2) };
     let mut from = 0;
     loop {
@@ -123,6 +142,7 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
             a: g.a.offset(from as isize * g.a_col),
             b: g.b.add(from * g.b_row),
             accumulate: g.accumulate || from > 0,
+            ahead: if from == 0 { g.ahead } else { Ahead::NONE },
             ..*g
         };
         blocks_of_c::<V, PAIRS>(&block);
@@ -134,7 +154,7 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
 }
 
 /// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level
-/// cache; but strips of rows that conflict there, or pass many panels, are copied aside, and each goes past all columns.
+/// cache; but strips of rows that conflict there are copied aside, and each goes past all columns.
 /// One loop for both orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
 #[inline(always)]
 unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
@@ -144,8 +164,11 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
     let strip: *mut f32 = buffer.as_mut_ptr().cast();
     let (tiles, panels) = (g.m.div_ceil(V::GEMM_ROWS), g.n.div_ceil(V::GEMM_VECTORS * V::LANES));
     let conflict = g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
-    let copied = g.a_col == 4 && g.m > 1 && (conflict || (V::LANES <= 8 && panels >= COPIED_PANELS));
+    let copied = g.a_col == 4 && g.m > 1 && conflict;
     let (mut tile, mut panel, mut row, mut column) = (0, 0, 0, 0);
+    let lines = g.ahead.bytes.div_ceil(LINE_BYTES);
+    let rows_each = g.ahead.rows.div_ceil((tiles * panels).max(1));
+    let mut fetched = 0;
     while tile < tiles && panel < panels {
         let rows = even_share(g.m - row, tiles - tile);
         let width = panel_width::<V>(g.n - column);
@@ -166,6 +189,15 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             }
             block.a = strip.cast_const().cast();
             block.a_row = 4 * STRIDE as isize;
+        }
+        if fetched < g.ahead.rows {
+            for row in fetched..fetched + rows_each {
+                let from = g.ahead.ptr.wrapping_add(row * g.ahead.stride);
+                for line in 0..lines {
+                    V::prefetch(from.wrapping_add(line * LINE_BYTES));
+                }
+            }
+            fetched += rows_each;
         }
         tile_of_c::<V, PAIRS>(&block);
         if copied {
@@ -218,7 +250,9 @@ unsafe fn tile_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
 }
 
 /// The micro-kernel: a block of `ROWS` rows and `VECTORS` vectors of C. `ADJACENT` says that the rows of A are four bytes
-/// apart, which turns their offsets into constants.
+/// apart; otherwise its columns are. Either way one of two offsets is a constant. In the instances that
+/// do most of the work, four steps go between two branches; measured with vectors of eight lanes, and only there, for it
+/// takes the compiler long.
 #[inline(always)]
 unsafe fn micro<
     V: Vector,
@@ -239,27 +273,55 @@ unsafe fn micro<
         a[group] = core::hint::black_box(g.a.offset(3 * group as isize * a_row));
     }
     let mut b = g.b;
-    for _ in 0..g.k {
-        let mut b_vectors = [V::zero(); VECTORS];
-        for v in 0..VECTORS {
-            b_vectors[v] = V::load(b.add(v * V::LANES));
-        }
-        for r in 0..ROWS {
-            let (group, r_within) = if ADJACENT { (0, r) } else { (r / 3, r % 3) };
-            let a_element = V::splat_unaligned(a[group].offset(r_within as isize * a_row));
+    // A macro: a closure would be a function of its own, without the instruction set.
+    macro_rules! step {
+        ($ahead:literal) => {{
+            let mut b_vectors = [V::zero(); VECTORS];
             for v in 0..VECTORS {
-                acc[r][v] = if PAIRS {
-                    V::dot_bf16(acc[r][v], a_element, b_vectors[v])
-                } else {
-                    V::fma(a_element, b_vectors[v], acc[r][v])
-                };
+                b_vectors[v] = V::load(b.wrapping_add(v * V::LANES));
             }
+            for r in 0..ROWS {
+                let (group, r_within) = if ADJACENT { (0, r) } else { (r / 3, r % 3) };
+                let along = if ADJACENT { 0 } else { 4 * $ahead };
+                let a_element =
+                    V::splat_unaligned(a[group].wrapping_offset(r_within as isize * a_row + along));
+                for v in 0..VECTORS {
+                    acc[r][v] = if PAIRS {
+                        V::dot_bf16(acc[r][v], a_element, b_vectors[v])
+                    } else {
+                        V::fma(a_element, b_vectors[v], acc[r][v])
+                    };
+                }
+            }
+            if ADJACENT {
+                a[0] = a[0].wrapping_offset(g.a_col);
+            }
+            b = b.wrapping_add(g.b_row);
+        }};
+    }
+    macro_rules! advance {
+        ($steps:literal) => {
+            if !ADJACENT {
+                for group in 0..groups {
+                    a[group] = a[group].wrapping_add(4 * $steps);
+                }
+            }
+        };
+    }
+    let mut left = g.k;
+    if V::LANES == 8 && VECTORS == V::GEMM_VECTORS && ROWS + 1 >= V::GEMM_ROWS {
+        while left >= 4 {
+            step!(0);
+            step!(1);
+            step!(2);
+            step!(3);
+            advance!(4);
+            left -= 4;
         }
-        for group in 0..groups {
-            // Past the end after the last step.
-            a[group] = a[group].wrapping_offset(g.a_col);
-        }
-        b = b.wrapping_add(g.b_row);
+    }
+    for _ in 0..left {
+        step!(0);
+        advance!(1);
     }
     for r in 0..ROWS {
         for v in 0..VECTORS {

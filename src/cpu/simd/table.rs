@@ -96,6 +96,8 @@ macro_rules! declare {
             pub(crate) set: InstructionSet,
             /// `f32` per vector: the granularity of [`Gemm::n`] and of padded rows.
             pub(crate) lanes: usize,
+            /// Columns of a register block of the matrix product.
+            pub(crate) panel: usize,
             /// Whether the processor has a bfloat16 dot product.
             pub(crate) bf16_dot: bool,
             $($(#[$doc])* pub(crate) $name: unsafe fn($($ty),*) $(-> $result)?,)*
@@ -119,6 +121,7 @@ macro_rules! instantiate {
         Kernels {
             set: InstructionSet::$set,
             lanes: <$vector as Vector>::LANES,
+            panel: <$vector as Vector>::GEMM_VECTORS * <$vector as Vector>::LANES,
             bf16_dot: <$vector as Vector>::BF16_DOT,
             $($name,)*
         }

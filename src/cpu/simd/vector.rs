@@ -55,7 +55,7 @@ pub(crate) trait Vector: Copy {
     unsafe fn transpose(block: &mut Self::Block);
     /// A block of zeros.
     unsafe fn zero_block() -> Self::Block;
-    /// Asks for the cache line at `p`, which may be any address.
+    /// Asks for the cache line at `p`, which may be any address, to be in the second-level cache soon.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
 

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{Numbers, fused};
 use crate::cpu::simd::Kernels;
-use crate::cpu::simd::gemm::{Gemm, K_BLOCK};
+use crate::cpu::simd::gemm::{Ahead, Gemm, K_BLOCK};
 
 /// Operands with guard values around C, the layout of A as asked for.
 struct Product {
@@ -65,6 +65,7 @@ impl Product {
             c: self.c.as_mut_ptr(),
             c_row: self.c_row,
             accumulate,
+            ahead: Ahead::NONE,
         }
     }
 }

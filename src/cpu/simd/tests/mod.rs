@@ -8,7 +8,7 @@ mod pack;
 mod vector;
 
 use super::Kernels;
-use super::gemm::Gemm;
+use super::gemm::{Ahead, Gemm};
 
 /// A reproducible stream of numbers in [−1, 1).
 struct Numbers(u64);
@@ -75,6 +75,7 @@ fn fused(kernels: &Kernels) -> bool {
         c: c.as_mut_ptr(),
         c_row: 0,
         accumulate: false,
+        ahead: Ahead::NONE,
     };
     // SAFETY: one row of one vector, and two scalars.
     unsafe { (kernels.gemm)(&g) };

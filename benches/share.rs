@@ -1,0 +1,77 @@
+//! The share of the FMA peak that a call reaches on one thread where nothing disturbs it.
+//!
+//! `cargo bench --bench share [-- WORD...]`, where a line must hold every word, as in `fwd d128 n2048`
+//!
+//! Calls and short bursts of multiply-adds on registers take turns, and the fastest of each counts: on a machine that does
+//! other things as well, medians tell about those. `benches/attention.rs` has the medians, and all threads.
+
+#[allow(dead_code, reason = "shared with the other bench")]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use inducer_attention::cpu::Engine;
+use inducer_attention::cpu::microkernels::MicroKernels;
+use inducer_attention::{DType, Result};
+use rayon::ThreadPoolBuilder;
+use support::shapes::{Case, Mask, Pass};
+use support::tensors::{Contestant, Inputs};
+
+/// How long a line takes.
+const BUDGET: Duration = Duration::from_secs(2);
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let pool = ThreadPoolBuilder::new().num_threads(1).build().expect("a pool of one thread");
+    println!("one thread, with an inducer (r_k = r_v = 8); share of the peak reached by the fastest call");
+    for head_dim in [64, 128] {
+        for mask in [Mask::Full, Mask::Causal] {
+            for n in [512, 2048, 8192] {
+                let case = Case { heads: 1, batch: 1, ..Case::new(DType::F32, mask, head_dim, n, 8) };
+                let passes = Pass::ALL.map(|pass| (pass, case.label(pass)));
+                if passes.iter().any(|(_, label)| selected(&words, label)) {
+                    pool.install(|| measure(case, |pass| selected(&words, &case.label(pass))))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn selected(words: &[String], label: &str) -> bool {
+    words.iter().all(|word| label.split(' ').any(|part| part == word))
+}
+
+fn measure(case: Case, wanted: impl Fn(Pass) -> bool) -> Result<()> {
+    let engine = Engine::detect();
+    let set = engine.instruction_set();
+    let kernels = MicroKernels::all().into_iter().find(|k| k.set() == set).expect("the engine's own");
+    let inputs = Inputs::<f32>::new(case);
+    let mut on = Contestant::new(engine, &inputs, true)?;
+    on.forward(engine, &inputs)?;
+    for pass in Pass::ALL.into_iter().filter(|pass| wanted(*pass)) {
+        let (mut call, mut peak) = (f64::INFINITY, 0f64);
+        let start = Instant::now();
+        while start.elapsed() < BUDGET {
+            let began = Instant::now();
+            let flop = kernels.peak(false, 20_000);
+            peak = peak.max(flop / began.elapsed().as_secs_f64());
+            let began = Instant::now();
+            match pass {
+                Pass::Forward => on.forward(engine, &inputs)?,
+                Pass::Backward => on.backward(engine, &inputs)?,
+            }
+            call = call.min(began.elapsed().as_secs_f64());
+        }
+        let rate = case.attention_flop(pass) / call;
+        println!(
+            "{:32} {:8.2} ms  {:6.1} of {:5.1} GFLOP/s  {:5.1} %",
+            case.label(pass),
+            call * 1e3,
+            rate / 1e9,
+            peak / 1e9,
+            100.0 * rate / peak
+        );
+    }
+    Ok(())
+}
