@@ -60,7 +60,21 @@ impl Engine {
     /// # Errors
     /// [`Error::NoKernels`], [`Error::DeviceTooOld`], [`Error::DriverTooOld`], [`Error::NoKernelImage`], [`Error::Driver`].
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        if fatbins().next().is_none() {
+        let images: Vec<&[u8]> = fatbins().map(|(_, image)| image).collect();
+        // SAFETY: this build's fatbins are complete.
+        unsafe { Self::from_images(context, &images) }
+    }
+
+    /// As [`new`](Self::new), with other fatbins than this build's: for tests.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Safety
+    /// The images are complete fatbins. Kernels in them that have the names of this build's kernels take the same parameters.
+    #[doc(hidden)]
+    pub unsafe fn from_images(context: &Arc<CudaContext>, images: &[&[u8]]) -> Result<Self> {
+        if images.is_empty() {
             return Err(Error::NoKernels);
         }
         checked("cuCtxSetCurrent", context.bind_to_thread())?;
@@ -74,7 +88,7 @@ impl Engine {
         let settings = Settings { shared_bytes, ..Settings::default() };
         let mut engine =
             Self { context: context.clone(), modules: Vec::new(), functions: Vec::new(), settings };
-        for (_, image) in fatbins() {
+        for image in images {
             // SAFETY: a complete fatbin, whose header has its length.
             match unsafe { result::module::load_data(image.as_ptr().cast()) } {
                 Ok(module) => engine.modules.push(module),

@@ -33,6 +33,11 @@ impl Gpu {
         .clone()
     }
 
+    /// An engine, and the stream that it is to use.
+    pub fn new(engine: Arc<Engine>, stream: Arc<CudaStream>) -> Self {
+        Self { engine, stream }
+    }
+
     fn pieces(&self) -> Pieces {
         Pieces { stream: self.stream.clone(), memory: self.engine.memory(), by_address: BTreeMap::new() }
     }
