@@ -247,6 +247,8 @@ impl Engine {
             return Err(OTHER_CONTEXT);
         }
         checked("cuCtxSetCurrent", self.context.bind_to_thread())?;
+        // If one kernel is missing, none is launched.
+        plan.launches().try_for_each(|launch| self.function(launch.kernel).map(|_| ()))?;
         for launch in plan.launches() {
             let function = self.function(launch.kernel)?;
             // The driver copies the parameters before it returns, and never writes to them.
