@@ -53,7 +53,8 @@ fn compile(out: &Path) -> Result<(), String> {
     let mut sources = Vec::new();
     // The pool begins with the last ones: kernels take longest.
     let driver = makes_driver().then_some((DRIVER, "cpp"));
-    for (folder, extension) in driver.into_iter().chain([(EMULATOR, "cpp"), (SELFTEST, "cu"), (KERNELS, "cu")])
+    for (folder, extension) in
+        driver.into_iter().chain([(EMULATOR, "cpp"), (SELFTEST, "cu"), (KERNELS, "cu")])
     {
         println!("cargo::rerun-if-changed={folder}");
         let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;

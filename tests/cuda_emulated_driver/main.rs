@@ -5,6 +5,13 @@
 #![cfg(all(feature = "cuda", feature = "emulator", target_os = "linux"))]
 
 mod agreement;
+mod call;
 #[path = "../common/mod.rs"]
 mod common;
+mod driver;
+mod graphs;
+mod launch_path;
+mod missing;
+mod refused;
+mod streams;
 mod world;

@@ -95,7 +95,9 @@ impl Image {
         }
         entry(0x7e57, 0, (0, 0), text.as_bytes());
         let mut all = vec![0xba55_ed50 | 1 << 32 | 16 << 48, entries.len() as u64];
-        all.extend(entries.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))));
+        all.extend(
+            entries.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))),
+        );
         Self(all)
     }
 
@@ -109,7 +111,8 @@ pub(crate) fn calls(name: &str) -> u64 {
     let name = CString::new(name).expect("names hold no zero byte");
     // SAFETY: the emulated driver's library has such a function, which reads a string.
     unsafe {
-        let count = sys::culib().get::<unsafe extern "C" fn(*const c_char) -> u64>(b"emulated_driver_calls\0");
+        let count =
+            sys::culib().get::<unsafe extern "C" fn(*const c_char) -> u64>(b"emulated_driver_calls\0");
         count.expect("the emulated driver")(name.as_ptr())
     }
 }
