@@ -34,7 +34,8 @@ pub struct Resources {
 /// The CUDA kernels in one context.
 ///
 /// Loading takes a while; make one engine per context and share it. Its launches neither allocate nor wait for the device, can
-/// be captured into CUDA graphs, and may come from any thread, for any stream of the context.
+/// be captured into CUDA graphs, and may come from any thread, for any stream of the context. Keep the engine for as long as such
+/// a graph may be launched.
 pub struct Engine {
     context: Arc<CudaContext>,
     modules: Vec<sys::CUmodule>,

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use inducer_attention::DType;
 use inducer_attention::cuda::kernels::{KERNELS, Pass};
+use inducer_attention::cuda::plan::SumOrder;
 
+use crate::call::{Call, assert_close, on_cpu, values};
 use crate::common::agreement::check_on;
 use crate::common::gpu::Gpu;
 use crate::common::pairwise;
@@ -63,4 +65,16 @@ fn a_device_with_little_shared_memory_has_the_narrow_table() {
 #[test]
 fn a_device_with_much_shared_memory_has_the_wide_table() {
     emulated(&[], || resources(true));
+}
+
+#[test]
+fn sums_of_d_q_in_any_order_agree_with_the_cpu() {
+    emulated(&[], || {
+        let context = context(0);
+        let engine = engine(&context).with_sum_order(SumOrder::Any);
+        let stream = context.default_stream();
+        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        call.run(&engine, &stream);
+        assert_close(&call.results(&stream), &on_cpu(&values(1), &[70, 50]));
+    });
 }

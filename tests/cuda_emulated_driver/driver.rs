@@ -3,6 +3,7 @@
 use inducer_attention::cuda::cudarc::driver::result::{self, DriverError};
 use inducer_attention::cuda::cudarc::driver::sys::{self, CUresult};
 use inducer_attention::cuda::cudarc::driver::{DevicePtr, DevicePtrMut};
+use inducer_attention::cuda::driver_present;
 use inducer_attention::cuda::kernels::KERNELS;
 
 use crate::call::{Call, values};
@@ -131,6 +132,17 @@ fn freed_memory_and_empty_allocations_are_refused() {
         // SAFETY: the address is refused.
         assert_eq!(refused(unsafe { result::free_async(address, stream.cu_stream()) }), invalid);
     });
+}
+
+/// Elsewhere a test, or a user of the crate, finds the real driver or none.
+#[test]
+fn nobody_else_finds_it() {
+    if !driver_present() {
+        return;
+    }
+    // SAFETY: the symbol is only looked for.
+    let found = unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"emulated_driver_calls\0") };
+    assert!(found.is_err());
 }
 
 #[test]

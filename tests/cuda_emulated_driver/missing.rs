@@ -1,7 +1,7 @@
 //! What is missing or too old is a typed error.
 
 use inducer_attention::cuda::kernels::KERNELS;
-use inducer_attention::cuda::{Engine, Workspace, context, device_count};
+use inducer_attention::cuda::{Engine, Workspace, context, device_count, fatbins};
 use inducer_attention::{DType, Error};
 
 use crate::call::{Call, values};
@@ -15,6 +15,16 @@ fn load(code: &[Code]) -> Result<(), Error> {
     let image = Image::new(code, &names);
     // SAFETY: the image is complete, and the emulator runs this build's kernels.
     unsafe { Engine::from_images(&world::context(0), &[image.bytes()]) }.map(|_| ())
+}
+
+/// This build's own fatbins: what they lack is an error as well.
+fn load_own() -> Result<(), Error> {
+    Engine::new(&world::context(0)).map(|_| ())
+}
+
+/// The error, or that there are no fatbins.
+fn if_built_with_nvcc(error: Error) -> Error {
+    if fatbins().next().is_some() { error } else { Error::NoKernels }
 }
 
 #[test]
@@ -37,7 +47,8 @@ fn a_device_that_is_not_there() {
 fn a_device_that_is_too_old() {
     emulated(&[("EMULATED_CUDA_CAPABILITY", "75")], || {
         let error = Error::DeviceTooOld { ordinal: 0, major: 7, minor: 5 };
-        assert_eq!(load(&[Code::Machine(80), PTX_13]), Err(error));
+        assert_eq!(load(&[Code::Machine(80), PTX_13]), Err(error.clone()));
+        assert_eq!(load_own(), Err(if_built_with_nvcc(error)));
     });
 }
 
@@ -55,7 +66,8 @@ fn a_driver_that_is_too_old() {
     emulated(&[("EMULATED_CUDA_DRIVER_VERSION", "11080")], || {
         let error = Error::DriverTooOld { version: 11080 };
         assert_eq!(load(&[Code::Machine(80)]), Err(error.clone()));
-        assert_eq!(load(&[PTX_13]), Err(error));
+        assert_eq!(load(&[PTX_13]), Err(error.clone()));
+        assert_eq!(load_own(), Err(if_built_with_nvcc(error)));
     });
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use inducer_attention::cuda::cudarc::driver::DevicePtr;
 use inducer_attention::cuda::{Engine, Lists, RawList, RawLists, Scope, Workspace};
-use inducer_attention::{Attention, DType, Error, Memory, Outputs, TensorMut, TensorRef};
+use inducer_attention::{Attention, DType, Error, Memory, Outputs, TensorMut, TensorRef, f16};
 
 use crate::call::{BATCH, Call, N, bits, values};
 use crate::world::{calls, context, emulated, engine};
@@ -95,11 +95,18 @@ fn slices_that_do_not_fit_are_refused() {
         let (stream, other_stream) = (context.default_stream(), there.default_stream());
         let (short, other) = (stream.alloc_zeros::<f32>(31), other_stream.alloc_zeros::<f32>(32));
         let (short, other) = (short.expect("memory"), other.expect("memory"));
+        let (floats, halves) = (stream.alloc_zeros::<f32>(32), stream.alloc_zeros::<f16>(32));
+        let (floats, halves) = (floats.expect("memory"), halves.expect("memory"));
         let scope = Scope::new(&engine, &stream).expect("a scope");
         let error = scope.read(&short, SHAPE).expect_err("one element is missing");
         assert!(matches!(error, Error::BufferTooSmall { .. }), "{error}");
         let error = scope.read(&other, SHAPE).expect_err("another context's slice");
         assert!(matches!(error, Error::Unexpected { argument: "slice", .. }), "{error}");
+
+        let [q, v] = [(); 2].map(|()| scope.read(&floats, SHAPE).expect("a tensor"));
+        let mixed = Attention::new(q, scope.read(&halves, SHAPE).expect("a tensor"), v);
+        let error = mixed.validate().expect_err("two types");
+        assert!(matches!(error, Error::DType { argument: "k", got: DType::F16, .. }), "{error}");
 
         // What one scope has lent is not another's.
         let (inputs, mut output) = (stream.alloc_zeros::<f32>(96), stream.alloc_zeros::<f32>(32));
