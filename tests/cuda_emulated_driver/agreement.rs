@@ -73,8 +73,8 @@ fn sums_of_d_q_in_any_order_agree_with_the_cpu() {
         let context = context(0);
         let engine = engine(&context).with_sum_order(SumOrder::Any);
         let stream = context.default_stream();
-        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        let mut call = Call::new(&stream, &values(1), [70, 50]);
         call.run(&engine, &stream);
-        assert_close(&call.results(&stream), &on_cpu(&values(1), &[70, 50]));
+        assert_close(&call.results(&stream), &on_cpu(&values(1), [70, 50]));
     });
 }

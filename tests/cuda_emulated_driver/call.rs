@@ -147,8 +147,8 @@ pub(crate) fn values(seed: u64) -> Vec<Vec<f32>> {
 }
 
 /// What the CPU engine computes; `lengths` are those of the keys.
-pub(crate) fn on_cpu(inputs: &[Vec<f32>], lengths: &[i32; BATCH]) -> Vec<Vec<f32>> {
-    let lengths = Lengths::Padded { query_lengths: None, key_lengths: Some(lengths), key_starts: None };
+pub(crate) fn on_cpu(inputs: &[Vec<f32>], lengths: [i32; BATCH]) -> Vec<Vec<f32>> {
+    let lengths = Lengths::Padded { query_lengths: None, key_lengths: Some(&lengths), key_starts: None };
     let mut outputs: Vec<Vec<f32>> = OUTPUTS.iter().map(|&n| vec![f32::NAN; n]).collect();
     let engine = cpu::Engine::detect();
     let mut workspace = cpu::Workspace::new();
@@ -178,9 +178,9 @@ pub(crate) struct Call {
 
 impl Call {
     /// Memory that belongs to `stream`, with values.
-    pub(crate) fn new(stream: &Arc<CudaStream>, inputs: &[Vec<f32>], lengths: &[i32; BATCH]) -> Self {
+    pub(crate) fn new(stream: &Arc<CudaStream>, inputs: &[Vec<f32>], lengths: [i32; BATCH]) -> Self {
         let copy = |values: &Vec<f32>| stream.clone_htod(values).expect("memory of the device");
-        let lengths = stream.clone_htod(lengths).expect("memory of the device");
+        let lengths = stream.clone_htod(&lengths).expect("memory of the device");
         Self {
             inputs: inputs.iter().map(copy).collect(),
             outputs: OUTPUTS.map(|n| copy(&vec![f32::NAN; n])).into(),
@@ -226,7 +226,7 @@ pub(crate) fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>]) {
     for (tensor, (got, expected)) in got.iter().zip(expected).enumerate() {
         let scale = expected.iter().filter(|x| x.is_finite()).fold(1f32, |m, x| m.max(x.abs()));
         for (i, (a, b)) in got.iter().zip(expected).enumerate() {
-            let close = a == b || (a - b).abs() <= 2e-5 * scale;
+            let close = a.to_bits() == b.to_bits() || (a - b).abs() <= 2e-5 * scale;
             assert!(close, "element {i} of result {tensor}: {a:e}, not {b:e}");
         }
     }

@@ -62,7 +62,7 @@ fn a_kernel_that_writes_to_freed_memory_fails() {
         unsafe { context.disable_event_tracking() };
         let engine = engine(&context);
         let [a, b] = [(); 2].map(|()| context.new_stream().expect("a stream"));
-        let mut call = Call::new(&a, &values(1), &[70, 50]);
+        let mut call = Call::new(&a, &values(1), [70, 50]);
         a.synchronize().expect("copies");
         call.forward(&engine, &b).expect("a launch that is only enqueued");
         drop(call);

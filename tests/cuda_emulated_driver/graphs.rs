@@ -16,7 +16,7 @@ fn a_graph_computes_what_a_call_does_on_new_inputs() {
         unsafe { context.disable_event_tracking() };
         let engine = engine(&context);
         let stream = context.new_stream().expect("a stream");
-        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        let mut call = Call::new(&stream, &values(1), [70, 50]);
         let launched = calls("cuLaunchKernel");
         stream.begin_capture(MODE).expect("a capture");
         call.run(&engine, &stream);
@@ -44,7 +44,7 @@ fn a_capture_that_is_spoilt_is_an_error_value() {
         unsafe { context.disable_event_tracking() };
         let engine = engine(&context);
         let stream = context.new_stream().expect("a stream");
-        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        let mut call = Call::new(&stream, &values(1), [70, 50]);
         stream.begin_capture(MODE).expect("a capture");
         assert!(stream.alloc_zeros::<f32>(8).is_err(), "memory cannot be allocated in a capture");
         let error = call.forward(&engine, &stream).expect_err("the capture is spoilt");

@@ -8,12 +8,14 @@ const ALLOWED: [&str; 5] =
     ["cuCtxGetCurrent", "cuCtxSetCurrent", "cuLaunchKernel", "cuStreamWaitEvent", "cuEventRecord"];
 
 fn launches_and_nothing_else(streams: usize) {
-    let context = context(0);
-    let engine = engine(&context);
-    let streams: Vec<_> = (0..streams).map(|_| context.new_stream().expect("a stream")).collect();
-    let stream = streams.first().cloned().unwrap_or_else(|| context.default_stream());
+    let here = context(0);
+    let engine = engine(&here);
+    let streams: Vec<_> = (0..streams).map(|_| here.new_stream().expect("a stream")).collect();
+    let stream = streams.first().cloned().unwrap_or_else(|| here.default_stream());
     let inputs = values(1);
-    let mut call = Call::new(&stream, &inputs, &[70, 50]);
+    let mut call = Call::new(&stream, &inputs, [70, 50]);
+    // Another context is the current one.
+    let _there = context(1);
     let count = || ALLOWED.map(calls);
     let (before, all_before) = (count(), calls(""));
     call.run(&engine, &stream);
@@ -21,7 +23,7 @@ fn launches_and_nothing_else(streams: usize) {
     let allowed: u64 = after.iter().zip(before).map(|(a, b)| a - b).sum();
     assert_eq!(allowed, all_after - all_before, "something besides {ALLOWED:?} was called");
     assert_eq!(after[2] - before[2], 4, "launches of a forward and a backward");
-    assert_close(&call.results(&stream), &on_cpu(&inputs, &[70, 50]));
+    assert_close(&call.results(&stream), &on_cpu(&inputs, [70, 50]));
 }
 
 #[test]
@@ -41,7 +43,7 @@ fn nothing_has_run_when_a_call_returns() {
         let context = context(0);
         let engine = engine(&context);
         let stream = context.new_stream().expect("a stream");
-        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        let mut call = Call::new(&stream, &values(1), [70, 50]);
         let before = stream.record_event(None).expect("an event");
         call.run(&engine, &stream);
         assert!(!before.is_complete(), "the stream should still have work to do");

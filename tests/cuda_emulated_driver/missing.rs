@@ -94,7 +94,7 @@ fn a_kernel_that_the_image_does_not_hold() {
         let kernel = KERNELS.iter().find(|kernel| kernel.name == missing).expect("it is in the table");
         assert!(matches!(engine.resources(kernel), Err(Error::Driver { .. })));
         let stream = context.default_stream();
-        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        let mut call = Call::new(&stream, &values(1), [70, 50]);
         call.forward(&engine, &stream).expect("the forward is there");
         let error = call.backward(&engine, &stream).expect_err("a missing kernel");
         assert!(matches!(&error, Error::Driver { message, .. } if message.contains(missing)), "{error}");

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use inducer_attention::cuda::cudarc::driver::DevicePtr;
+use inducer_attention::cuda::cudarc::driver::{CudaStream, DevicePtr};
 use inducer_attention::cuda::{Engine, Lists, RawList, RawLists, Scope, Workspace};
 use inducer_attention::{Attention, DType, Error, Memory, Outputs, TensorMut, TensorRef, f16};
 
@@ -21,7 +21,7 @@ struct Raw {
 }
 
 impl Raw {
-    fn launch(&self, engine: &Engine) -> Result<(), Error> {
+    fn launch(&self, engine: &Engine, stream: &CudaStream) -> Result<(), Error> {
         let [q, k, v] = [0, 1, 2].map(|i| {
             // SAFETY: the launches of these tests are refused, or the memory is there.
             unsafe {
@@ -35,10 +35,9 @@ impl Raw {
             TensorMut::from_device_parts(self.addresses[3], self.devices[3], self.dtype, SHAPE, STRIDES)
         };
         let call = problem.forward(Outputs::new(o?))?;
-        let stream = engine.context().default_stream();
         let lists = Lists::new(&problem, &self.lists)?;
         // SAFETY: as above.
-        unsafe { engine.forward(call, &lists, &stream) }
+        unsafe { engine.forward(call, &lists, stream) }
     }
 }
 
@@ -56,32 +55,37 @@ fn tensors_that_kernels_cannot_reach_are_refused() {
             dtype: DType::F32,
             lists: RawLists::default(),
         };
-        assert_eq!(good().launch(&engine), Ok(()));
+        assert_eq!(good().launch(&engine, &stream), Ok(()));
         assert_eq!(calls("cuLaunchKernel"), 1);
 
         let null = Raw { addresses: [base, 0, base, base + 384], ..good() };
-        assert_eq!(null.launch(&engine), Err(Error::NullPointer { argument: "k", elements: 32 }));
+        assert_eq!(null.launch(&engine, &stream), Err(Error::NullPointer { argument: "k", elements: 32 }));
         let shifted = Raw { addresses: [base, base, base + 4, base + 384], ..good() };
-        let error = shifted.launch(&engine).expect_err("rows that are not aligned");
+        let error = shifted.launch(&engine, &stream).expect_err("rows that are not aligned");
         assert!(matches!(error, Error::Misaligned { argument: "v", alignment: 16, .. }), "{error}");
         let (here, other) = (Memory::Cuda { device: 0 }, Memory::Cuda { device: 1 });
         let mixed = Raw { devices: [0, 1, 0, 0], ..good() };
         let error = Error::Memory { argument: "k", got: other, expected: here };
-        assert_eq!(mixed.launch(&engine), Err(error));
+        assert_eq!(mixed.launch(&engine, &stream), Err(error));
         let elsewhere = Raw { devices: [1; 4], ..good() };
         let error = Error::Memory { argument: "q", got: other, expected: here };
-        assert_eq!(elsewhere.launch(&engine), Err(error));
+        assert_eq!(elsewhere.launch(&engine, &stream), Err(error));
         let null_list = RawLists { key_lengths: Some(RawList { address: 0, len: 1 }), ..RawLists::default() };
-        let error = Raw { lists: null_list, ..good() }.launch(&engine);
+        let error = Raw { lists: null_list, ..good() }.launch(&engine, &stream);
         assert_eq!(error, Err(Error::NullPointer { argument: "key_lengths", elements: 1 }));
         let short_list =
             RawLists { key_lengths: Some(RawList { address: base, len: 3 }), ..RawLists::default() };
-        let error = Raw { lists: short_list, ..good() }.launch(&engine).expect_err("a list of another batch");
+        let error = Raw { lists: short_list, ..good() }
+            .launch(&engine, &stream)
+            .expect_err("a list of another batch");
         assert!(matches!(error, Error::Count { argument: "key_lengths", got: 3, .. }), "{error}");
 
         let other_stream = there.default_stream();
+        let unexpected = |e| matches!(e, Error::Unexpected { argument: "stream", .. });
+        let error = good().launch(&engine, &other_stream).expect_err("another context's stream");
+        assert!(unexpected(error));
         let error = Scope::new(&engine, &other_stream).map(|_| ()).expect_err("another context's stream");
-        assert!(matches!(error, Error::Unexpected { argument: "stream", .. }), "{error}");
+        assert!(unexpected(error));
         assert_eq!(calls("cuLaunchKernel"), 1);
         stream.synchronize().expect("the one launch was good");
     });
@@ -132,7 +136,7 @@ fn a_workspace_that_does_not_fit_is_refused() {
         let engine = engine(&context);
         // Slices that are dropped while another context is current need a stream that says whose it is.
         let [stream, other_stream] = [&context, &there].map(|c| c.new_stream().expect("a stream"));
-        let mut call = Call::new(&stream, &values(1), &[70, 50]);
+        let mut call = Call::new(&stream, &values(1), [70, 50]);
         call.forward(&engine, &stream).expect("a forward");
         call.workspace = Workspace::new(&stream, 1000).expect("memory");
         let error = call.backward(&engine, &stream).expect_err("too small a workspace");
@@ -159,7 +163,7 @@ fn lengths_that_no_tensor_has_are_clamped() {
         let n = N as i32;
         for (given, clamped) in [([i32::MAX, 50], [n, 50]), ([-3, i32::MIN], [0, 0]), ([n + 1, -1], [n, 0])] {
             let results = [given, clamped].map(|lengths: [i32; BATCH]| {
-                let mut call = Call::new(&stream, &values(1), &lengths);
+                let mut call = Call::new(&stream, &values(1), lengths);
                 call.run(&engine, &stream);
                 bits(&call.results(&stream))
             });

@@ -11,7 +11,7 @@ use crate::world::{calls, context, emulated, engine};
 const LENGTHS: [i32; 2] = [70, 50];
 
 fn alone(engine: &Engine, stream: &Arc<CudaStream>, seed: u64) -> Vec<Vec<u32>> {
-    let mut call = Call::new(stream, &values(seed), &LENGTHS);
+    let mut call = Call::new(stream, &values(seed), LENGTHS);
     call.run(engine, stream);
     bits(&call.results(stream))
 }
@@ -24,7 +24,7 @@ fn threads_and_streams_at_the_same_time_compute_the_same_bits() {
         let expected = [1, 50].map(|seed| alone(&engine, &context.default_stream(), seed));
         let work = || {
             let streams = [(); 2].map(|()| context.new_stream().expect("a stream"));
-            let mut calls = [0, 1].map(|i| Call::new(&streams[i], &values([1, 50][i]), &LENGTHS));
+            let mut calls = [0, 1].map(|i| Call::new(&streams[i], &values([1, 50][i]), LENGTHS));
             for _ in 0..2 {
                 for (call, stream) in calls.iter_mut().zip(&streams) {
                     call.run(&engine, stream);
@@ -51,10 +51,10 @@ fn memory_of_one_stream_is_waited_for_by_another() {
         let engine = engine(&context);
         let streams = [(); 4].map(|()| context.new_stream().expect("a stream"));
         let inputs = values(1);
-        let mut call = Call::new(&streams[0], &inputs, &LENGTHS);
+        let mut call = Call::new(&streams[0], &inputs, LENGTHS);
         call.forward(&engine, &streams[1]).expect("a forward");
         call.backward(&engine, &streams[2]).expect("a backward");
-        assert_close(&call.results(&streams[3]), &on_cpu(&inputs, &LENGTHS));
+        assert_close(&call.results(&streams[3]), &on_cpu(&inputs, LENGTHS));
         context.synchronize().expect("nothing went wrong");
     });
 }
@@ -66,11 +66,12 @@ fn what_a_call_uses_may_be_dropped_at_once() {
         let context = context(0);
         let engine = engine(&context);
         let streams = [(); 2].map(|()| context.new_stream().expect("a stream"));
-        let mut call = Call::new(&streams[0], &values(1), &LENGTHS);
+        let mut call = Call::new(&streams[0], &values(1), LENGTHS);
         call.run(&engine, &streams[1]);
         drop(call);
         streams[0].synchronize().expect("memory is freed after its use");
         drop(engine);
+        assert_eq!(calls("cuModuleUnload"), calls("cuModuleLoadData"));
         context.synchronize().expect("nothing went wrong");
         assert_eq!(context.check_err(), Ok(()));
     });
