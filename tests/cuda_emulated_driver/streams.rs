@@ -1,5 +1,6 @@
 //! Streams, threads, and memory that goes from one to the other.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use inducer_attention::cuda::cudarc::driver::CudaStream;
@@ -59,19 +60,35 @@ fn memory_of_one_stream_is_waited_for_by_another() {
     });
 }
 
-/// Memory is given back on the stream that it came from, while another still has to use it.
+/// Memory is given back on the stream that it came from, while another still has to use it. Each part goes first once: what it
+/// does not wait for itself, no other part's waiting makes up for.
 #[test]
 fn what_a_call_uses_may_be_dropped_at_once() {
     emulated(&[], || {
         let context = context(0);
         let engine = engine(&context);
         let streams = [(); 2].map(|()| context.new_stream().expect("a stream"));
+        for backward in [false, true] {
+            for first in 0..4 {
+                let mut call = Call::new(&streams[0], &values(1), LENGTHS);
+                call.forward(&engine, &streams[1]).expect("a forward");
+                if backward {
+                    call.backward(&engine, &streams[1]).expect("a backward");
+                }
+                let Call { inputs, outputs, lists, workspace } = call;
+                let mut parts: Vec<Box<dyn Any>> =
+                    vec![Box::new(inputs), Box::new(outputs), Box::new(lists), Box::new(workspace)];
+                drop(parts.swap_remove(first));
+                streams[0].synchronize().expect("memory is freed after its use");
+                let part = ["inputs", "outputs", "lists", "workspace"][first];
+                assert_eq!(streams[1].synchronize(), Ok(()), "{part} dropped, with a backward: {backward}");
+            }
+        }
         let mut call = Call::new(&streams[0], &values(1), LENGTHS);
         call.run(&engine, &streams[1]);
-        drop(call);
-        streams[0].synchronize().expect("memory is freed after its use");
         drop(engine);
         assert_eq!(calls("cuModuleUnload"), calls("cuModuleLoadData"));
+        drop(call);
         context.synchronize().expect("nothing went wrong");
         assert_eq!(context.check_err(), Ok(()));
     });
