@@ -8,6 +8,7 @@ use inducer_attention::cuda::plan::SumOrder;
 
 use crate::call::{Call, assert_close, on_cpu, values};
 use crate::common::agreement::check_on;
+use crate::common::case::{Case, LengthsCase, Slopes};
 use crate::common::gpu::Gpu;
 use crate::common::pairwise;
 use crate::world::{calls, context, emulated, engine};
@@ -65,6 +66,26 @@ fn a_device_with_little_shared_memory_has_the_narrow_table() {
 #[test]
 fn a_device_with_much_shared_memory_has_the_wide_table() {
     emulated(&[], || resources(true));
+}
+
+/// Lists without entries are not copied to the device, and are not missed there.
+#[test]
+fn a_batch_of_no_entries_is_no_error() {
+    emulated(&[], || {
+        let context = context(0);
+        let gpu = Gpu::new(Arc::new(engine(&context)), context.default_stream());
+        let case = Case {
+            batch: 0,
+            alibi: Some(Slopes::PerEntry),
+            lengths: LengthsCase::Padded {
+                query_lengths: Some(Vec::new()),
+                key_lengths: Some(Vec::new()),
+                key_starts: Some(Vec::new()),
+            },
+            ..Case::default()
+        };
+        check_on(&gpu, &case).unwrap_or_else(|e| panic!("{e}"));
+    });
 }
 
 #[test]

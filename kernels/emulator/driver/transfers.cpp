@@ -42,8 +42,8 @@ Work on_device(Context& context, const char* what, std::vector<Range> ranges, st
     };
 }
 
-bool was_allocated(const Context& context, uintptr_t address, size_t bytes) {
-    return const_cast<Context&>(context).memory.find(address, bytes) != nullptr;
+bool was_allocated(Context& context, uintptr_t address, size_t bytes) {
+    return context.memory.find(address, bytes) != nullptr;
 }
 
 // Pageable memory is read before the call returns; what is pinned, when the copy's turn comes.
@@ -78,9 +78,9 @@ Result from_device(Stream* stream, void* to, uintptr_t from, size_t bytes, Lock&
 Result within_device(Stream* stream, uintptr_t to, uintptr_t from, size_t bytes) {
     if (stream == nullptr) return ERROR_INVALID_HANDLE;
     if (bytes == 0) return SUCCESS;
-    const Context& context = *stream->context;
+    Context& context = *stream->context;
     if (!was_allocated(context, to, bytes) || !was_allocated(context, from, bytes)) return ERROR_INVALID_VALUE;
-    return enqueue(*stream, on_device(*stream->context, "copy within the device", {{from, bytes, false}, {to, bytes, true}},
+    return enqueue(*stream, on_device(context, "copy within the device", {{from, bytes, false}, {to, bytes, true}},
                                       [=] { memmove(pointer_to(to), pointer_to(from), bytes); }));
 }
 
@@ -101,13 +101,13 @@ Result at_once(Lock& lock, Enqueue put) {
     return result != SUCCESS ? result : finish(stream, stream.enqueued, lock);
 }
 
-// An allocation that may be freed, or null.
-Allocation* freeable(Context& context, uintptr_t address) {
+// Notes that an allocation is to be freed. False if there is none to free.
+bool give_up(Context& context, uintptr_t address) {
     auto found = context.memory.allocations.find(address);
-    if (found == context.memory.allocations.end() || found->second.freed) return nullptr;
+    if (found == context.memory.allocations.end() || found->second.freed) return false;
     found->second.freed = true;
     context.memory.allocated -= found->second.bytes;
-    return &found->second;
+    return true;
 }
 
 }  // namespace
@@ -145,7 +145,7 @@ DRIVER_ENTRY cuMemFree_v2(uintptr_t address) {
     if (current == nullptr) return ERROR_INVALID_CONTEXT;
     if (const Result refused = refuse_in_capture(nullptr)) return refused;
     const Result result = finish_all(*current, call.lock);
-    if (freeable(*current, address) == nullptr) return ERROR_INVALID_VALUE;
+    if (!give_up(*current, address)) return ERROR_INVALID_VALUE;
     current->memory.release(address);
     return result;
 }
@@ -156,7 +156,7 @@ DRIVER_ENTRY cuMemFreeAsync(uintptr_t address, Stream* handle) {
     if (stream == nullptr) return ERROR_INVALID_HANDLE;
     if (const Result refused = refuse_in_capture(stream)) return refused;
     Context& context = *stream->context;
-    if (freeable(context, address) == nullptr) return ERROR_INVALID_VALUE;
+    if (!give_up(context, address)) return ERROR_INVALID_VALUE;
     return enqueue(*stream, [&context, address](Lock&) {
         context.memory.release(address);
         return SUCCESS;
