@@ -16,13 +16,12 @@ pub fn build() {
     let fatbin = out.join("probes.fatbin");
     let compiler =
         if variable("DOCS_RS").is_some() || variable(FATBINS).is_some() { None } else { nvcc::find() };
-    let built = match compiler {
-        Some(path) => compile(path, &out, &fatbin),
-        None => {
-            // Else the next build with a compiler would take the empty file for its own.
-            let _ = std::fs::remove_file(stamp(&out));
-            std::fs::write(&fatbin, "").map_err(|e| format!("{}: {e}", fatbin.display()))
-        }
+    let built = if let Some(path) = compiler {
+        compile(path, &out, &fatbin)
+    } else {
+        // Else the next build with a compiler would take the empty file for its own.
+        let _ = std::fs::remove_file(stamp(&out));
+        std::fs::write(&fatbin, "").map_err(|e| format!("{}: {e}", fatbin.display()))
     };
     if let Err(e) = built {
         for line in e.lines() {
