@@ -1,4 +1,5 @@
-//! The emulator's library: the kernels' own source and the emulator, compiled for the host.
+//! The emulator's library: the kernels' own source and the emulator, compiled for the host. With feature `cuda`, on Linux, also a
+//! CUDA driver made of it.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -11,6 +12,7 @@ use crate::pool;
 const KERNELS: &str = "kernels";
 const EMULATOR: &str = "kernels/emulator";
 const SELFTEST: &str = "kernels/emulator/selftest";
+const DRIVER: &str = "kernels/emulator/driver";
 
 const COMMON: [&str; 8] =
     ["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-exceptions", "-fno-rtti"];
@@ -50,7 +52,10 @@ fn compile(out: &Path) -> Result<(), String> {
 
     let mut sources = Vec::new();
     // The pool begins with the last ones: kernels take longest.
-    for (folder, extension) in [(EMULATOR, "cpp"), (SELFTEST, "cu"), (KERNELS, "cu")] {
+    let driver = makes_driver().then_some((DRIVER, "cpp"));
+    for (folder, extension) in
+        driver.into_iter().chain([(EMULATOR, "cpp"), (SELFTEST, "cu"), (KERNELS, "cu")])
+    {
         println!("cargo::rerun-if-changed={folder}");
         let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
         let mut found: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -59,7 +64,7 @@ fn compile(out: &Path) -> Result<(), String> {
         sources.append(&mut found);
     }
 
-    let mut objects = Vec::new();
+    let (mut objects, mut driver_objects) = (Vec::new(), Vec::new());
     let mut jobs = Vec::new();
     for source in sources {
         let mut command = compiler.to_command();
@@ -81,9 +86,10 @@ fn compile(out: &Path) -> Result<(), String> {
             command.arg("-c").arg(&source).arg("-o").arg(&unfinished);
             jobs.push((command, unfinished, object.clone()));
         }
-        objects.push(object);
+        let whose = if source.starts_with(DRIVER) { &mut driver_objects } else { &mut objects };
+        whose.push(object);
     }
-    remove_others(out, &objects);
+    remove_others(out, &[objects.as_slice(), &driver_objects].concat());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(cores);
     pool::run(threads, jobs, |(mut command, unfinished, object)| {
@@ -95,7 +101,33 @@ fn compile(out: &Path) -> Result<(), String> {
     let archive = out.join("libinducer_emulator.a");
     let _ = std::fs::remove_file(&archive);
     let mut archiver = tool.try_get_archiver().map_err(|e| e.to_string())?;
-    run(archiver.arg("crs").arg(&archive).args(&objects))
+    run(archiver.arg("crs").arg(&archive).args(&objects))?;
+    if makes_driver() { link_driver(&compiler, &[driver_objects, objects].concat(), out) } else { Ok(()) }
+}
+
+/// Tests of the CUDA backend load the emulated driver instead of the real one.
+fn makes_driver() -> bool {
+    cfg!(feature = "cuda") && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux")
+}
+
+/// Links the emulated driver by the real one's name, in a folder that nobody searches unless told to. (cargo has programs that it
+/// runs search `OUT_DIR` itself.)
+fn link_driver(compiler: &cc::Tool, objects: &[PathBuf], out: &Path) -> Result<(), String> {
+    let folder = out.join("emulated_driver");
+    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let (library, unfinished) = (folder.join("libcuda.so.1"), folder.join("unfinished"));
+    let mut command = compiler.to_command();
+    command.args(["-shared", "-pthread", "-Wl,-z,defs", "-Wl,-soname,libcuda.so.1"]);
+    command.arg(format!("-Wl,--version-script={DRIVER}/exports.map"));
+    run(command.args(objects).arg("-o").arg(&unfinished))?;
+    std::fs::rename(&unfinished, &library).map_err(|e| format!("{}: {e}", library.display()))?;
+    // The name that some look for first.
+    let link = folder.join("libcuda.so");
+    #[cfg(unix)]
+    if !link.exists() {
+        std::os::unix::fs::symlink("libcuda.so.1", &link).map_err(|e| format!("{}: {e}", link.display()))?;
+    }
+    Ok(())
 }
 
 /// Removes objects of earlier sources.

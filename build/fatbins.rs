@@ -69,6 +69,8 @@ fn take(folder: &Path, out: &Path) -> Result<Vec<PathBuf>, String> {
             return Err(format!("{name} does not have the checksum that {MANIFEST} gives"));
         }
         let to = out.join(name);
+        // Else a later build with a compiler would take it for its own.
+        let _ = std::fs::remove_file(to.with_extension("stamp"));
         std::fs::write(&to, content).map_err(|e| format!("{}: {e}", to.display()))?;
         fatbins.push(to);
     }

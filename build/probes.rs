@@ -16,9 +16,12 @@ pub fn build() {
     let fatbin = out.join("probes.fatbin");
     let compiler =
         if variable("DOCS_RS").is_some() || variable(FATBINS).is_some() { None } else { nvcc::find() };
-    let built = match compiler {
-        Some(path) => compile(path, &out, &fatbin),
-        None => std::fs::write(&fatbin, "").map_err(|e| format!("{}: {e}", fatbin.display())),
+    let built = if let Some(path) = compiler {
+        compile(path, &out, &fatbin)
+    } else {
+        // Else the next build with a compiler would take the empty file for its own.
+        let _ = std::fs::remove_file(stamp(&out));
+        std::fs::write(&fatbin, "").map_err(|e| format!("{}: {e}", fatbin.display()))
     };
     if let Err(e) = built {
         for line in e.lines() {
@@ -26,6 +29,11 @@ pub fn build() {
         }
         std::process::exit(1);
     }
+}
+
+/// Says what the fatbin was compiled from.
+fn stamp(out: &Path) -> PathBuf {
+    out.join("probes.stamp")
 }
 
 fn compile(path: PathBuf, out: &Path, fatbin: &Path) -> Result<(), String> {
@@ -38,7 +46,7 @@ fn compile(path: PathBuf, out: &Path, fatbin: &Path) -> Result<(), String> {
         println!("cargo::rerun-if-changed={}", file.display());
         hash.update(std::fs::read(&file).map_err(|e| format!("{}: {e}", file.display()))?);
     }
-    let (stamp, stamp_path) = (hex(&hash.finalize()), out.join("probes.stamp"));
+    let (stamp, stamp_path) = (hex(&hash.finalize()), stamp(out));
     if std::fs::read_to_string(&stamp_path).is_ok_and(|last| last == stamp) {
         return Ok(());
     }

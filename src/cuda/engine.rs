@@ -34,7 +34,8 @@ pub struct Resources {
 /// The CUDA kernels in one context.
 ///
 /// Loading takes a while; make one engine per context and share it. Its launches neither allocate nor wait for the device, can
-/// be captured into CUDA graphs, and may come from any thread, for any stream of the context.
+/// be captured into CUDA graphs, and may come from any thread, for any stream of the context. Keep the engine for as long as such
+/// a graph may be launched.
 pub struct Engine {
     context: Arc<CudaContext>,
     modules: Vec<sys::CUmodule>,
@@ -60,7 +61,21 @@ impl Engine {
     /// # Errors
     /// [`Error::NoKernels`], [`Error::DeviceTooOld`], [`Error::DriverTooOld`], [`Error::NoKernelImage`], [`Error::Driver`].
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        if fatbins().next().is_none() {
+        let images: Vec<&[u8]> = fatbins().map(|(_, image)| image).collect();
+        // SAFETY: this build's fatbins are complete.
+        unsafe { Self::from_images(context, &images) }
+    }
+
+    /// As [`new`](Self::new), with other fatbins than this build's: for tests.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Safety
+    /// The images are complete fatbins. Kernels in them that have the names of this build's kernels take the same parameters.
+    #[doc(hidden)]
+    pub unsafe fn from_images(context: &Arc<CudaContext>, images: &[&[u8]]) -> Result<Self> {
+        if images.is_empty() {
             return Err(Error::NoKernels);
         }
         checked("cuCtxSetCurrent", context.bind_to_thread())?;
@@ -74,7 +89,7 @@ impl Engine {
         let settings = Settings { shared_bytes, ..Settings::default() };
         let mut engine =
             Self { context: context.clone(), modules: Vec::new(), functions: Vec::new(), settings };
-        for (_, image) in fatbins() {
+        for image in images {
             // SAFETY: a complete fatbin, whose header has its length.
             match unsafe { result::module::load_data(image.as_ptr().cast()) } {
                 Ok(module) => engine.modules.push(module),
@@ -233,6 +248,8 @@ impl Engine {
             return Err(OTHER_CONTEXT);
         }
         checked("cuCtxSetCurrent", self.context.bind_to_thread())?;
+        // If one kernel is missing, none is launched.
+        plan.launches().try_for_each(|launch| self.function(launch.kernel).map(|_| ()))?;
         for launch in plan.launches() {
             let function = self.function(launch.kernel)?;
             // The driver copies the parameters before it returns, and never writes to them.

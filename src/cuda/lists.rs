@@ -103,7 +103,7 @@ impl Lists {
         };
         let packed = raw.cu_seqlens_q.is_some() || raw.cu_seqlens_k.is_some();
         let slopes =
-            place("alibi_slopes", raw.alibi_slopes, own.alibi_slopes.is_some(), &[heads, sequences * heads])?;
+            place("alibi_slopes", raw.alibi_slopes, needed(own.alibi_slopes), &[heads, sequences * heads])?;
         let list = |argument, raw, own: Option<RawList>, count| place(argument, raw, needed(own), &[count]);
         Ok(Self {
             query_lengths: list("query_lengths", raw.query_lengths, own.query_lengths, batch)?,

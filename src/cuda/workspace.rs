@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 
 use super::driver::checked;
 use crate::error::Result;
@@ -21,8 +21,10 @@ impl Workspace {
     /// [`Error::Driver`](crate::Error::Driver), if there is not enough memory for one.
     pub fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
         // SAFETY: kernels write what they read of it.
-        let memory = unsafe { stream.alloc(bytes.max(1)) };
-        Ok(Self { memory: checked("cuMemAllocAsync", memory)? })
+        let mut memory = checked("cuMemAllocAsync", unsafe { stream.alloc(bytes.max(1)) })?;
+        // The memory is there when the stream has come so far. Calls on other streams wait for that as they do for a write.
+        drop(memory.device_ptr_mut(stream));
+        Ok(Self { memory })
     }
 
     /// Its size in bytes.

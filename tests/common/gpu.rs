@@ -33,6 +33,11 @@ impl Gpu {
         .clone()
     }
 
+    /// An engine, and the stream that it is to use.
+    pub fn new(engine: Arc<Engine>, stream: Arc<CudaStream>) -> Self {
+        Self { engine, stream }
+    }
+
     fn pieces(&self) -> Pieces {
         Pieces { stream: self.stream.clone(), memory: self.engine.memory(), by_address: BTreeMap::new() }
     }
@@ -73,7 +78,8 @@ impl Backend for Gpu {
     }
 
     fn has_backward(&self) -> bool {
-        KERNELS.iter().all(|kernel| self.engine.resources(kernel).is_ok())
+        // Wide kernels are not there on a device that has no room for them.
+        KERNELS.iter().filter(|kernel| !kernel.wide).all(|kernel| self.engine.resources(kernel).is_ok())
     }
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
