@@ -1,9 +1,10 @@
-//! The share of the FMA peak that a call reaches on one thread where nothing disturbs it.
+//! The share of the FMA peak that a call reaches where nothing disturbs it.
 //!
-//! `cargo bench --bench share [-- WORD...]`, where a line must hold every word, as in `fwd d128 n2048`
+//! `cargo bench --bench share [-- [THREADS] WORD...]`: on that many threads (1), lines that hold every word, as in
+//! `2 fwd d128 n2048`
 //!
 //! Calls and short bursts of multiply-adds on registers take turns, and the fastest of each counts: on a machine that does
-//! other things as well, medians tell about those. `benches/attention.rs` has the medians, and all threads.
+//! other things as well, medians tell about those. `benches/attention.rs` has the medians.
 
 #[allow(dead_code, reason = "shared with the other bench")]
 mod support;
@@ -21,13 +22,18 @@ use support::tensors::{Contestant, Inputs};
 const BUDGET: Duration = Duration::from_secs(2);
 
 fn main() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let pool = ThreadPoolBuilder::new().num_threads(1).build().expect("a pool of one thread");
-    println!("one thread, with an inducer (r_k = r_v = 8); share of the peak reached by the fastest call");
+    let mut words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let mut threads = 1;
+    if let Some(number) = words.first().and_then(|w| w.parse().ok()) {
+        threads = number;
+        words.remove(0);
+    }
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
+    println!("threads: {threads}, as many heads; with an inducer (r_k = r_v = 8); the fastest calls");
     for head_dim in [64, 128] {
         for mask in [Mask::Full, Mask::Causal] {
             for n in [512, 2048, 8192] {
-                let case = Case { heads: 1, batch: 1, ..Case::new(DType::F32, mask, head_dim, n, 8) };
+                let case = Case { heads: threads, batch: 1, ..Case::new(DType::F32, mask, head_dim, n, 8) };
                 let passes = Pass::ALL.map(|pass| (pass, case.label(pass)));
                 if passes.iter().any(|(_, label)| selected(&words, label)) {
                     pool.install(|| measure(case, |pass| selected(&words, &case.label(pass))))?;
@@ -53,9 +59,11 @@ fn measure(case: Case, wanted: impl Fn(Pass) -> bool) -> Result<()> {
         let (mut call, mut peak) = (f64::INFINITY, 0f64);
         let start = Instant::now();
         while start.elapsed() < BUDGET {
-            let began = Instant::now();
-            let flop = kernels.peak(false, 20_000);
-            peak = peak.max(flop / began.elapsed().as_secs_f64());
+            let rates = rayon::broadcast(|_| {
+                let began = Instant::now();
+                kernels.peak(false, 20_000) / began.elapsed().as_secs_f64()
+            });
+            peak = peak.max(rates.iter().sum());
             let began = Instant::now();
             match pass {
                 Pass::Forward => on.forward(engine, &inputs)?,
