@@ -52,14 +52,10 @@ impl Trim {
         (first, lo.partition_point(|&lo| lo < to).max(first))
     }
 
-    /// Lanes that go together, with the keys that any of them sees.
-    fn groups(&self, kernels: &Kernels) -> impl Iterator<Item = (usize, usize, (usize, usize))> + use<> {
-        let (trim, width) = (*self, kernels.panel);
-        (0..self.lanes).step_by(width).map(move |lane| {
-            let n = width.min(trim.lanes - lane);
-            // SAFETY: within the tile's lanes, by the callers' promise.
-            (lane, n, unsafe { trim.keys_of(lane, lane + n) })
-        })
+    /// Lanes that go together, `(first, how many)`: a register block's columns.
+    fn groups(&self, kernels: &Kernels) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (lanes, width) = (self.lanes, kernels.panel);
+        (0..lanes).step_by(width).map(move |lane| (lane, width.min(lanes - lane)))
     }
 
     /// `C[key][lane] = A(key, ·)·B[·][lane]` where the lanes of a group see the key; elsewhere C keeps what it held.
@@ -68,7 +64,9 @@ impl Trim {
     /// Operands are as [`Gemm`] says, with a row of C per key and a column per lane; `lo` and `hi` hold the tile's lanes.
     pub(super) unsafe fn keys_by_lanes(&self, kernels: &Kernels, g: &Gemm) {
         let mut ahead = g.ahead;
-        for (lane, n, (first, end)) in self.groups(kernels) {
+        for (lane, n) in self.groups(kernels) {
+            // SAFETY: within the tile's lanes, by the caller's promise.
+            let (first, end) = unsafe { self.keys_of(lane, lane + n) };
             if first < end {
                 // SAFETY: a part of the product.
                 unsafe {
@@ -93,7 +91,9 @@ impl Trim {
     /// As for [`keys_by_lanes`](Self::keys_by_lanes), with a column of C per lane.
     pub(super) unsafe fn sum_over_keys(&self, kernels: &Kernels, g: &Gemm) {
         let mut ahead = g.ahead;
-        for (lane, n, (first, end)) in self.groups(kernels) {
+        for (lane, n) in self.groups(kernels) {
+            // SAFETY: as above.
+            let (first, end) = unsafe { self.keys_of(lane, lane + n) };
             if first < end || !g.accumulate {
                 // SAFETY: a part of the product.
                 unsafe {
