@@ -61,10 +61,13 @@ pub(crate) fn all(folder: &Path, bench: &Path, peers: &Path) -> Vec<Step> {
         let limit = if matches!(*test, "probes" | "cuda_device") { 25 } else { 40 };
         steps.push(Step { name: format!("test {test}"), command, limit, tells: *test == "probes" });
     }
-    for tool in ["memcheck", "racecheck", "initcheck", "synccheck"] {
+    // The race check looks at every access: 86 s on an H200 for what takes the others two.
+    for (tool, limit) in [("memcheck", 25), ("racecheck", 150), ("initcheck", 25), ("synccheck", 25)] {
         let mut command = Command::new(sanitizer().unwrap_or_else(|| "compute-sanitizer".into()));
-        command.args(["--tool", tool, "--error-exitcode", "9"]).arg(bin.join("gpu")).arg("--smoke");
-        steps.push(Step { name: format!("sanitizer {tool}"), command, limit: 25, tells: false });
+        command.args(["--tool", tool, "--error-exitcode", "9"]);
+        // An engine asks each module for a kernel until one has it; the driver's "not found" is no error of ours.
+        command.args(["--report-api-errors", "no"]).arg(bin.join("gpu")).arg("--smoke");
+        steps.push(Step { name: format!("sanitizer {tool}"), command, limit, tells: false });
     }
     let mut command = Command::new("python3");
     command

@@ -1,5 +1,5 @@
-//! The CUDA backend: handwritten kernels for every GPU since Ampere. It has not yet run on a GPU: the kernels' own source is tested on
-//! an emulator.
+//! The CUDA backend: handwritten kernels for every GPU since Ampere. The kernels' own source is tested on
+//! an emulator, and they have passed the same tests on an H200.
 //!
 //! - [`plan`] turns a call into launches; it needs no GPU, and the emulator's tests use it as well (feature `emulator`).
 //! - With feature `cuda`, `Engine` loads the kernels into a context of cudarc's and enqueues raw calls, `Scope` lends slices of
