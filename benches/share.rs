@@ -15,6 +15,7 @@ use inducer_attention::cpu::Engine;
 use inducer_attention::cpu::microkernels::MicroKernels;
 use inducer_attention::{DType, Result};
 use rayon::ThreadPoolBuilder;
+use support::options::has_words;
 use support::shapes::{Case, Mask, Pass};
 use support::tensors::{Contestant, Inputs};
 
@@ -35,17 +36,13 @@ fn main() -> Result<()> {
             for n in [512, 2048, 8192] {
                 let case = Case { heads: threads, batch: 1, ..Case::new(DType::F32, mask, head_dim, n, 8) };
                 let passes = Pass::ALL.map(|pass| (pass, case.label(pass)));
-                if passes.iter().any(|(_, label)| selected(&words, label)) {
-                    pool.install(|| measure(case, |pass| selected(&words, &case.label(pass))))?;
+                if passes.iter().any(|(_, label)| has_words(label, &words)) {
+                    pool.install(|| measure(case, |pass| has_words(&case.label(pass), &words)))?;
                 }
             }
         }
     }
     Ok(())
-}
-
-fn selected(words: &[String], label: &str) -> bool {
-    words.iter().all(|word| label.split(' ').any(|part| part == word))
 }
 
 fn measure(case: Case, wanted: impl Fn(Pass) -> bool) -> Result<()> {

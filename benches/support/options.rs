@@ -126,9 +126,13 @@ impl Options {
 
     /// Whether a line is wanted.
     pub(crate) fn selects(&self, label: &str) -> bool {
-        // Whole words, so that n512 does not select n5120, nor d64 anything but head_dim 64.
-        self.filter.iter().all(|wanted| label.split(' ').any(|word| word == wanted))
+        has_words(label, &self.filter)
     }
+}
+
+/// Whether a label has every word: whole ones, so that n512 does not select n5120, nor d64 anything but head_dim 64.
+pub(crate) fn has_words(label: &str, wanted: &[String]) -> bool {
+    wanted.iter().all(|wanted| label.split(' ').any(|word| word == wanted))
 }
 
 fn unknown(name: &str) -> String {

@@ -13,7 +13,6 @@ use super::simd::Kernels;
 use super::simd::gemm::{Ahead, Gemm};
 use super::slots::Slots;
 use super::tiling::{Tiling, spread};
-use super::trimmed::Trim;
 use super::workspace::{Carver, Floats};
 use crate::attention::Problem;
 use crate::call::Forward;
@@ -280,8 +279,8 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
             let key_rows = self.factor_rows(products, source.k.from(from), keys, scratch);
-            let trim =
-                (masked && !pairs).then(|| Trim { lo: v.lo(), hi: v.hi(), lanes, first_key: from, keys });
+            let visible = masked.then(|| Visible::new(v, lanes, from, keys));
+            let gemm = if pairs { k.gemm_bf16 } else { k.gemm };
             let product = Gemm {
                 m: keys,
                 n: lanes,
@@ -296,10 +295,9 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 accumulate: false,
                 ahead: source.v.from(from).ahead(keys, d),
             };
-            match trim {
-                Some(trim) => trim.keys_by_lanes(k, &product),
-                None if pairs => (k.gemm_bf16)(&product),
-                None => (k.gemm)(&product),
+            match visible {
+                Some(visible) if !pairs => visible.keys_by_lanes(k, &product),
+                _ => gemm(&product),
             }
             let tile = ScoreTile { s, keys, lanes, first_key: from as i32 };
             if transforms(problem) {
@@ -341,16 +339,15 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 .for_each(|key, lane, factor| *s.add(key * lanes + lane) *= factor);
             }
             let next = source.k.from(to).ahead(source.end.saturating_sub(to).min(keys), d);
-            let trim = trim.filter(|_| finite);
             self.add_values(
                 scratch,
                 source.v.from(from),
-                (from, keys),
+                keys,
                 lanes,
                 first,
                 finite,
                 fused_pairs,
-                trim,
+                visible,
                 next,
             );
         }
@@ -365,12 +362,12 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         &self,
         scratch: &ThreadScratch,
         values: Rows,
-        (from, keys): (usize, usize),
+        keys: usize,
         lanes: usize,
         first: bool,
         finite: bool,
         fused_pairs: bool,
-        trim: Option<Trim>,
+        visible: Option<Visible>,
         next: Ahead,
     ) {
         let (k, d) = (self.kernels, self.problem.head_dim());
@@ -392,9 +389,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 accumulate: !first,
                 ahead: next,
             };
-            if !finite {
-                let (lo, hi) = (scratch.lanes.lo(), scratch.lanes.hi());
-                let visible = Visible { lo, hi, first_key: from };
+            if let Some(visible) = visible.filter(|_| !finite) {
                 gemm_visible(&product, values, &visible, Pairing::KeysSummed);
                 return;
             }
@@ -420,8 +415,8 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
             let rows = self.factor_rows(products, values, keys, scratch);
             product.a = rows.ptr;
             product.a_col = rows.stride as isize;
-            match trim {
-                Some(trim) => trim.sum_over_keys(k, &product),
+            match visible {
+                Some(visible) => visible.sum_over_keys(k, &product),
                 None => (k.gemm)(&product),
             }
         }

@@ -4,18 +4,29 @@
 //! not see into that row. Here hidden pairs are left out instead of multiplied by 0. Rare, so plain.
 
 use super::moves::Rows;
+use super::query_tile::Lanes;
 use super::simd::gemm::Gemm;
 use crate::tensor::read;
 
-/// Which keys each lane sees.
+/// Which of a tile's keys each lane sees: an interval whose ends never decrease with the lane.
+#[derive(Clone, Copy)]
 pub(super) struct Visible {
+    /// First key that each lane sees.
     pub(super) lo: *const i32,
+    /// One past the last.
     pub(super) hi: *const i32,
+    pub(super) lanes: usize,
     /// Number of the tile's first key.
     pub(super) first_key: usize,
+    pub(super) keys: usize,
 }
 
 impl Visible {
+    /// Of the keys `first_key..first_key + keys`.
+    pub(super) fn new(v: &Lanes, lanes: usize, first_key: usize, keys: usize) -> Self {
+        Self { lo: v.lo(), hi: v.hi(), lanes, first_key, keys }
+    }
+
     /// # Safety
     /// `lo` and `hi` hold the lane.
     unsafe fn sees(&self, lane: usize, key: usize) -> bool {

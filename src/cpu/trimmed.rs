@@ -6,26 +6,14 @@
 //! the bit as those of the whole product, as long as a tile has no more keys, nor queries, than a chain of multiply-adds
 //! has steps ([`K_BLOCK`](super::simd::gemm::K_BLOCK)).
 
+use super::masked::Visible;
 use super::simd::Kernels;
 use super::simd::gemm::{Ahead, Gemm};
 
 /// Keys in a strip of a product that has a row per key: a few strips of every micro-kernel.
 const STRIP: usize = 24;
 
-/// A tile and what its lanes see.
-#[derive(Clone, Copy)]
-pub(super) struct Trim {
-    /// First key that each lane sees.
-    pub(super) lo: *const i32,
-    /// One past the last.
-    pub(super) hi: *const i32,
-    pub(super) lanes: usize,
-    /// Number of the tile's first key.
-    pub(super) first_key: usize,
-    pub(super) keys: usize,
-}
-
-impl Trim {
+impl Visible {
     /// Keys of the tile that lanes `from..to` see, counted from its first.
     ///
     /// # Safety
@@ -143,6 +131,7 @@ impl Trim {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::simd::tests::Numbers;
 
     /// What lanes see of 40 keys from number 100 on: all of them, a diagonal, a band, nothing at all, a diagonal that begins
     /// behind the tile.
@@ -164,20 +153,13 @@ mod tests {
         const D: usize = 10;
         for kernels in Kernels::all_available() {
             let lanes = 5 * kernels.lanes;
-            let mut state = 1u32;
-            let mut numbers = |n: usize| -> Vec<f32> {
-                let mut next = || {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (state >> 8) as f32 / 8_388_608.0 - 1.0
-                };
-                (0..n).map(|_| next()).collect()
-            };
-            let (keys, queries) = (numbers(KEYS * D), numbers(D * lanes));
-            let rows = numbers(lanes * 2 * kernels.lanes);
+            let mut numbers = Numbers::new(1);
+            let (keys, queries) = (numbers.many(KEYS * D), numbers.many(D * lanes));
+            let rows = numbers.many(lanes * 2 * kernels.lanes);
             for (lo, hi) in staircases(lanes) {
                 let sees = |lane: usize, key: usize| (lo[lane]..hi[lane]).contains(&(100 + key as i32));
-                let trim = Trim { lo: lo.as_ptr(), hi: hi.as_ptr(), lanes, first_key: 100, keys: KEYS };
-                let mut p = numbers(KEYS * lanes);
+                let visible = Visible { lo: lo.as_ptr(), hi: hi.as_ptr(), lanes, first_key: 100, keys: KEYS };
+                let mut p = numbers.many(KEYS * lanes);
                 for (at, p) in p.iter_mut().enumerate() {
                     if !sees(at % lanes, at / lanes) {
                         *p = 0.0;
@@ -210,9 +192,9 @@ mod tests {
                             (kernels.gemm)(&Gemm { c: whole.as_mut_ptr(), ..g });
                             let g = Gemm { c: trimmed.as_mut_ptr(), ..g };
                             match which {
-                                0 => trim.keys_by_lanes(kernels, &g),
-                                1 => trim.sum_over_keys(kernels, &g),
-                                _ => trim.sum_over_lanes(kernels, &g),
+                                0 => visible.keys_by_lanes(kernels, &g),
+                                1 => visible.sum_over_keys(kernels, &g),
+                                _ => visible.sum_over_lanes(kernels, &g),
                             }
                         }
                         for at in 0..whole.len() {

@@ -17,7 +17,6 @@ use crate::cpu::moves::{self, Rows};
 use crate::cpu::query_tile::{DropoutTile, Lanes, Segment, keep_mask, load_lanes, segment_rows};
 use crate::cpu::simd::gemm::{Ahead, Gemm};
 use crate::cpu::tiling::{Tiling, spread};
-use crate::cpu::trimmed::Trim;
 use crate::cpu::workspace::Floats;
 use crate::tensor::DType;
 
@@ -39,9 +38,10 @@ fn ahead((ptr, row): Accumulator, rows: usize, cols: usize) -> Ahead {
     Ahead { ptr: ptr.cast_const().cast(), stride: 4 * row, rows, bytes: 4 * cols }
 }
 
-/// What the lanes see of a tile.
-fn trim(v: &Lanes, tile: &Tile) -> Trim {
-    Trim { lo: v.lo(), hi: v.hi(), lanes: tile.lanes, first_key: tile.from, keys: tile.keys }
+impl Tile {
+    fn visible(&self, v: &Lanes) -> Visible {
+        Visible::new(v, self.lanes, self.from, self.keys)
+    }
 }
 
 impl BackwardPlan<'_, '_, '_> {
@@ -230,7 +230,8 @@ impl BackwardPlan<'_, '_, '_> {
         let Tile { from, keys, lanes, .. } = *tile;
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
-            let trim = (masked && !bf16).then(|| trim(v, tile));
+            let visible = tile.visible(v);
+            let gemm = if bf16 { k.gemm_bf16 } else { k.gemm };
             // The values while the scores are computed, then the rows of dV that follow.
             let fetched = [source.v.from(from).ahead(keys, d), ahead(d_v, keys, d)];
             for ((rows, to, b, c), ahead) in
@@ -253,10 +254,10 @@ impl BackwardPlan<'_, '_, '_> {
                     accumulate: false,
                     ahead,
                 };
-                match trim {
-                    Some(trim) => trim.keys_by_lanes(k, &product),
-                    None if bf16 => (k.gemm_bf16)(&product),
-                    None => (k.gemm)(&product),
+                if masked && !bf16 {
+                    visible.keys_by_lanes(k, &product);
+                } else {
+                    gemm(&product);
                 }
             }
             let scores = ScoreTile { s, keys, lanes, first_key: from as i32 };
@@ -400,10 +401,10 @@ impl BackwardPlan<'_, '_, '_> {
                 ..by_key
             };
             if masked && !bf16 {
-                let trim = trim(&scratch.lanes, tile);
-                trim.sum_over_keys(k, &d_q);
-                trim.sum_over_lanes(k, &by_key);
-                trim.sum_over_lanes(k, &d_k);
+                let visible = tile.visible(&scratch.lanes);
+                visible.sum_over_keys(k, &d_q);
+                visible.sum_over_lanes(k, &by_key);
+                visible.sum_over_lanes(k, &d_k);
             } else {
                 gemm(&d_q);
                 gemm(&by_key);
@@ -428,7 +429,7 @@ impl BackwardPlan<'_, '_, '_> {
         let d = self.problem.head_dim();
         let (s, dp) = (scratch.s.at(0), scratch.dp.at(0));
         let Tile { from, keys, lanes, first, .. } = *tile;
-        let visible = Visible { lo: scratch.lanes.lo(), hi: scratch.lanes.hi(), first_key: from };
+        let visible = tile.visible(&scratch.lanes);
         let d_q = Gemm {
             m: d,
             n: lanes,

@@ -28,7 +28,7 @@ mod table;
 pub(crate) mod vector;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(crate) use peak::CHAINS as PEAK_CHAINS;
 pub use table::InstructionSet;

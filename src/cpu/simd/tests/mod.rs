@@ -11,10 +11,10 @@ use super::Kernels;
 use super::gemm::{Ahead, Gemm};
 
 /// A reproducible stream of numbers in [−1, 1).
-struct Numbers(u64);
+pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
@@ -28,7 +28,7 @@ impl Numbers {
         (self.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    fn many(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn many(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.uniform()).collect()
     }
 }
