@@ -1,10 +1,10 @@
 // What the backward does after its main pass: dQ is rounded, the partial sums of adapters and prefix are added up and written
-// where they belong. Memory traffic, nothing else: a warp takes two rows of dQ at a time, a thread a number of a sum, whose parts
+// where they belong. Memory traffic, nothing else: a warp takes 16 rows of dQ at a time, a thread a number of a sum, whose parts
 // it adds up in their order.
 //
-// Blocks share out the rows of dQ, then the numbers. No shared memory, no barriers.
+// Blocks share out the rows of dQ (those that belong to no sequence are prepare's), then the numbers. No shared memory, no barriers.
 #include "core/partials.cuh"
-#include "core/product.cuh"
+#include "core/query_gradient.cuh"
 #include "list.h"
 
 namespace inducer {
@@ -52,29 +52,48 @@ DEVICE float sum_in_order(const float* x, i64 stride, i32 count) {
     return sum;
 }
 
+// Rounds the block of 16 rows of dQ from `first_row` on.
 template <class T>
-DEVICE void round_row(const BackwardParams& params, i64 row, int column) {
+DEVICE void round_rows(const BackwardParams& params, const Sequence& s, i32 head, i32 first_row) {
     const Problem& p = params.problem;
-    const i64 pair = row / p.rows;
-    T* to = row_address<T>(params.d_q, static_cast<i32>(pair / p.query_heads), static_cast<i32>(pair % p.query_heads), row % p.rows);
+    const float* from = query_gradient(params, s, head, first_row);
+    const i32 row = first_row + lane_row();
+    T* to = row_address<T>(params.d_q, s.batch, head, static_cast<i64>(s.row_base) + row) + lane_column();
     NO_UNROLL
-    for (; column < p.head_dim; column += 64) {
-        f32x4 x = *reinterpret_cast<const f32x4*>(params.d_q_sum + row * p.head_dim + column);
-        store_pair(to + column, x.x, x.y);
-        store_pair(to + column + 2, x.z, x.w);
+    for (int column = 0; column < p.head_dim; column += 32) {
+        float x[4][4];
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                x[i][e] = column + i * 8 < p.head_dim ? from[(column / 8 + i) * kGradientPiece + e * 32] : 0.0f;
+            }
+        }
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (column + i * 8 >= p.head_dim) continue;
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                if (row + half * 8 >= s.rows) continue;
+                store_pair(to + half * 8 * params.d_q.row + column + i * 8, x[i][half * 2], x[i][half * 2 + 1]);
+            }
+        }
     }
 }
 
 template <class T, int Warps>
 DEVICE void backward_finish(const BackwardParams& params) {
     const Problem& p = params.problem;
-    const i64 batch = p.cu_seqlens_q != nullptr ? 1 : p.sequences;
-    const i64 rows = batch * p.query_heads * p.rows;
     const i64 threads = static_cast<i64>(params.finish_blocks) * (Warps * 32);
     const i64 thread = static_cast<i64>(block_x()) * (Warps * 32) + thread_index();
-    // Half a warp reads 64 columns at once: head dimensions up to 64 are a row in one go, two rows a warp.
+    const i64 blocks = static_cast<i64>(p.sequences) * p.query_heads * params.sequence_blocks;
     NO_UNROLL
-    for (i64 row = thread / 16; row < rows; row += threads / 16) round_row<T>(params, row, static_cast<int>(thread % 16) * 4);
+    for (i64 i = thread / 32; i < blocks; i += threads / 32) {
+        const i64 pair = i / params.sequence_blocks;
+        const i32 row = static_cast<i32>(i % params.sequence_blocks) * kGradientRows;
+        const Sequence s = read_sequence(p, static_cast<i32>(pair / p.query_heads));
+        if (row < s.rows) round_rows<T>(params, s, static_cast<i32>(pair % p.query_heads), row);
+    }
 
     const i64 size = prefix_partial_size(params);
     NO_UNROLL

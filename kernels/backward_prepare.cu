@@ -20,6 +20,7 @@
 // at head_dim 128.
 #include "core/inducer.cuh"
 #include "core/partials.cuh"
+#include "core/query_gradient.cuh"
 #include "list.h"
 
 namespace inducer {
@@ -229,13 +230,11 @@ DEVICE void backward_prepare(const BackwardParams& params) {
             // Rows that belong to no sequence have no gradient, nor have those that a caller's upper bound of the lengths leaves
             // out. The last tile takes all that is left of them.
             const i32 end = task.last ? s.padding_end : minimum(task.row + Rows, s.padding_end);
-            const i64 first = (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base;
             NO_UNROLL
             for (i32 row = task.row + clamp(s.rows - task.row, 0, Rows) + warp_index(); row < end; row += Warps) {
+                T* d_q = row_address<T>(params.d_q, s.batch, head, static_cast<i64>(s.row_base) + row);
                 NO_UNROLL
-                for (int column = lane_index(); column < p.head_dim; column += 32) {
-                    params.d_q_sum[(first + row) * p.head_dim + column] = 0.0f;
-                }
+                for (int column = lane_index(); column < p.head_dim; column += 32) store_element(d_q + column, 0.0f);
                 if (p.key_kind == kKeyLogitPerToken && params.d_logit.data != nullptr && lane_index() == 0) {
                     *element(params.d_logit, s.batch, head, static_cast<i64>(s.row_base) + row) = 0.0f;
                 }
@@ -284,13 +283,9 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         for (int pass = 0; pass < 4; ++pass) {
             const bool is_value = pass == 1 || pass == 2;
             const Adapter& adapter = is_value ? p.value : p.key;
-            // Biases are one more rank, but for s0, whose part of the bias is exact.
-            const i32 ranks = adapter.rank + (adapter.up_bias != nullptr && pass > 0 ? 1 : 0);
+            const i32 ranks = ranks_and_bias(adapter);
             float dot[1][2] = {};
-            if (pass == 0 && has_key) {
-                const void* bias = p.key.rank > 0 ? p.key.up_bias : nullptr;
-                row_products<T, D, 1>(dot, q_tile, warp_row, bias, head * p.key.up_bias_head, p.key.is_f32, p.head_dim);
-            }
+            if (pass == 0 && has_key) row_squares<T, D, 1>(dot, q_tile, warp_row);
             if (pass == 2) {
                 UNROLL
                 for (int half = 0; half < 2; ++half) {
@@ -300,7 +295,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
                     const i64 tensor_row = static_cast<i64>(s.row_base) + at;
                     const float lse = *element(params.lse, s.batch, head, tensor_row);
                     const float scale = adaptive_factor(p, s, at) * p.scale;
-                    const VirtualWeight virtual_weight(
+                    const auto virtual_weight = VirtualWeight::of<T>(
                         given ? given_logit<T>(p, s, head, at) : has_key ? of_key[half] * scale : -infinity(), lse);
                     const float lambda = exists ? virtual_weight.lambda : 0.0f, rest = virtual_weight.rest;
                     // The gradient of the lse of a row that sees nothing has nowhere to go.
@@ -417,23 +412,20 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         }
 
         // Where a lane is, is read anew: kept since the beginning, it would be one register too many at head_dim 256.
-        const int thread = static_cast<int>(thread_index_anew());
+        const int thread = static_cast<int>(thread_index_anew()), first_row = thread / 32 * 16;
+        if (first_row >= task.rows) continue;
+        float* to = query_gradient(params, s, head, task.row + first_row);
         UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const int row = thread / 32 * 16 + half * 8 + thread % 32 / 4;
-            if (row >= task.rows) continue;
-            const i64 at = (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base + task.row + row;
+        for (int ot = 0; ot < OT; ++ot) {
+            if (ot * 8 >= p.head_dim) continue;
             UNROLL
-            for (int ot = 0; ot < OT; ++ot) {
-                const int column = ot * 8 + thread % 4 * 2;
-                if (column >= p.head_dim) continue;
-                f32x2 x{dq[0][ot][half * 2], dq[0][ot][half * 2 + 1]};
+            for (int e = 0; e < 4; ++e) {
+                float x = dq[0][ot][e];
                 if (has_key) {
-                    const T* q = element_address<T, D>(q_tile, row, column);
-                    x.x = fused_multiply_add(2.0f * of_key[half], to_float(q[0]), x.x);
-                    x.y = fused_multiply_add(2.0f * of_key[half], to_float(q[1]), x.y);
+                    const int row = first_row + e / 2 * 8 + thread % 32 / 4, column = ot * 8 + thread % 4 * 2 + e % 2;
+                    x = fused_multiply_add(2.0f * of_key[e / 2], to_float(*element_address<T, D>(q_tile, row, column)), x);
                 }
-                *reinterpret_cast<f32x2*>(params.d_q_sum + at * p.head_dim + column) = x;
+                to[ot * kGradientPiece + e * 32] = x;
             }
         }
     }

@@ -42,6 +42,7 @@
 // QT: of 16 rows and 8 columns of dQ; `half` and `e` choose within a fragment (core/product.cuh).
 #include "core/gradient.cuh"
 #include "core/partials.cuh"
+#include "core/query_gradient.cuh"
 #include "list.h"
 
 namespace inducer {
@@ -87,8 +88,8 @@ struct BackwardTile {
     // dS is computed in so many parts, each of which frees the registers that its probabilities had. Only at 128 columns do they
     // run out: at 64 there are fewer columns, at 256 fewer rows.
     static constexpr int kParts = D == 128 ? 2 : 1;
-    // Blocks of 16 columns of a product that are laid out at once: addresses for more do not fit the registers.
-    static constexpr int kUnroll = 2;
+    // Blocks of 16 columns of a product that are laid out at once: as many as registers have room for addresses.
+    static constexpr int kUnroll = D == 128 && kColumnGroups == 1 ? 8 : 2;
     // How dQ is shared: a warp owns 32 rows (or the 16 there are) and some columns.
     static constexpr int kQueryBlocks = Rows < 32 ? 1 : 2;
     static constexpr int kQueryGroups = Rows / (16 * kQueryBlocks);
@@ -222,15 +223,16 @@ DEVICE void backward(const BackwardParams& params) {
 
     auto load_keys = [&](char* to, const Tensor& keys, const Tensor& prefix, const Sequence& s) {
         const Tensor& from = task.is_prefix ? prefix : keys;
-        i32 begin = task.is_prefix ? 0 : s.key_start - task.first_key;
-        i32 end = (task.is_prefix ? p.prefix_len : s.key_end) - task.first_key;
+        // Keys that nobody sees are not even loaded.
+        const Interval seen = task.is_prefix ? Interval{0, p.prefix_len} : s.seen();
+        const i32 begin = seen.first - task.first_key, end = seen.end - task.first_key;
         const T* address = row_address<const T>(from, task.is_prefix ? 0 : s.batch, task.kv_head,
                                                 static_cast<i64>(task.first_key) + (task.is_prefix ? 0 : s.key_base));
         load_tile<T, D, Keys, Threads, false>(to, address, from.row, begin, end, p.head_dim);
     };
     auto load_rows = [&](char* to, const Tensor& from, const BackwardItem& item) {
         const Sequence& s = item.sequence;
-        load_tile<T, D, Rows, Threads, false>(
+        load_tile<T, D, Rows, Threads, true, false>(
             to, row_address<const T>(from, s.batch, item.head, static_cast<i64>(s.row_base) + item.row), from.row, 0, item.rows,
             p.head_dim);
     };
@@ -432,7 +434,6 @@ DEVICE void backward(const BackwardParams& params) {
         if (next.exists) lay_down(numbers);
 
         const Sequence& sequence = item.sequence;
-        float* sum = params.d_q_sum + workspace_row(p, sequence, item.head, item.row) * p.head_dim;
         // A packed sequence begins its counters at row_base / Rows + index, so that no two share one.
         i32* turn = params.turns + (static_cast<i64>(sequence.batch) * p.query_heads + item.head) * params.turn_tiles +
                     sequence.row_base / Rows + (sequence.index - sequence.batch) + item.tile;
@@ -446,21 +447,20 @@ DEVICE void backward(const BackwardParams& params) {
         // Additions in memory: nobody waits for what was there. In a turn, no other block adds.
         UNROLL
         for (int qb = 0; qb < QB; ++qb) {
+            const int row = query_row + qb * 16;
+            if (row >= item.rows) continue;
+            float* sum = query_gradient(params, sequence, item.head, item.row + row) + query_column / 8 * kGradientPiece;
             UNROLL
-            for (int half = 0; half < 2; ++half) {
-                i32 row = query_row + fragment_row(qb, half * 2);
+            for (int qt = 0; qt < QT; ++qt) {
+                if (query_column + qt * 8 >= p.head_dim) continue;
                 UNROLL
-                for (int qt = 0; qt < QT; ++qt) {
-                    int column = query_column + fragment_column(qt, 0);
-                    if (row >= item.rows || column >= p.head_dim) continue;
-                    float* to = sum + row * p.head_dim + column;
-                    const float x = dq[qb][qt][half * 2] * p.scale, y = dq[qb][qt][half * 2 + 1] * p.scale;
+                for (int e = 0; e < 4; ++e) {
+                    float* to = sum + qt * kGradientPiece + e * 32;
+                    const float x = dq[qb][qt][e] * p.scale;
                     if (ordered) {
                         add_in_turn(to, x);
-                        add_in_turn(to + 1, y);
                     } else {
                         add_unordered(to, x);
-                        add_unordered(to + 1, y);
                     }
                 }
             }

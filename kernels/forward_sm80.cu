@@ -51,7 +51,10 @@ struct ForwardTile {
     static constexpr int kValueBytes = Keys * kRowBytes<T, D>;
     // P must fit where K lay; only at head_dim 64 that asks for more than K does.
     static constexpr int kKeyBytes = Keys * kRowBytes<T, (Rows > D ? Rows : D)>;
-    static constexpr int kSharedBytes = kTaskBytes + kQueryBytes + kKeyBytes + kValueBytes;
+    // Accumulators take three quarters of the registers: the sums of the softmax, used once a tile, lie in shared memory.
+    static constexpr bool kScarce = kBlocks * 4 * (kScoreTiles + kOutputTiles) >= 192;
+    static constexpr int kSumBytes = kScarce ? kThreads * kBlocks * 2 * 4 : 0;
+    static constexpr int kSharedBytes = kTaskBytes + kQueryBytes + kKeyBytes + kValueBytes + kSumBytes;
     // Where K and V lay, the adapter of the virtual key is staged, and behind it, if there is room, that of the value.
     static constexpr bool kBothStages = 2 * Keys >= 2 * kStageRows;
     static_assert(Rows % (16 * Warps) == 0 && 2 * Keys >= kStageRows, "a warp owns whole blocks, a stage fits");
@@ -72,6 +75,56 @@ DEVICE void store_rows(T* to, i64 stride, const float (&o)[MT][OT][4], int first
                 int column = fragment_column(ot, 0);
                 if (column < head_dim) store_pair(to + row * stride + column, o[mt][ot][half * 2], o[mt][ot][half * 2 + 1]);
             }
+        }
+    }
+}
+
+// The same for rows of any length and alignment, of which there are `columns`.
+template <class T, int MT, int NT>
+DEVICE void store_elements(T* to, i64 stride, const float (&x)[MT][NT][4], int first_row, i32 rows, i32 columns) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                const i32 row = first_row + fragment_row(mt, e), column = fragment_column(nt, e);
+                if (row < rows && column < columns) store_element(to + row * stride + column, x[mt][nt][e]);
+            }
+        }
+    }
+}
+
+// store_rows by way of the warp's own rows of `tile`, which is free: whole rows are written, sixteen bytes at a time where memory
+// allows that.
+template <class T, int D, int MT>
+DEVICE void store_rows_staged(T* to, i64 stride, const float (&o)[MT][D / 8][4], char* tile, int first_row, i32 rows,
+                              i32 head_dim) {
+    constexpr int chunks = D / kPerChunk<T>;
+    sync_warp();
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            UNROLL
+            for (int ot = 0; ot < D / 8; ++ot) {
+                store_pair(element_address<T, D>(tile, first_row + fragment_row(mt, half * 2), fragment_column(ot, 0)),
+                           o[mt][ot][half * 2], o[mt][ot][half * 2 + 1]);
+            }
+        }
+    }
+    sync_warp();
+    const bool whole = (reinterpret_cast<u64>(to) | static_cast<u64>(stride) * sizeof(T)) % 16 == 0;
+#pragma unroll 4
+    for (int i = lane_index(); i < MT * 16 * chunks; i += 32) {
+        const int row = first_row + i / chunks, chunk = i % chunks;
+        if (row >= rows || chunk * kPerChunk<T> >= head_dim) continue;
+        const u32x4 x = *reinterpret_cast<const u32x4*>(chunk_address<T, D>(tile, row, chunk));
+        u32* at = reinterpret_cast<u32*>(to + row * stride + chunk * kPerChunk<T>);
+        if (whole) {
+            *reinterpret_cast<u32x4*>(at) = x;
+        } else {
+            at[0] = x.x, at[1] = x.y, at[2] = x.z, at[3] = x.w;
         }
     }
 }
@@ -144,10 +197,11 @@ DEVICE void forward(const ForwardParams& params) {
     auto load_keys = [&](char* to, const void* keys, i64 keys_row, const void* prefix, i64 prefix_row, i32 tile) {
         const bool is_prefix = task.tiles.is_prefix(tile);
         const i32 first = task.tiles.first_key(tile);
-        const i32 begin = is_prefix ? 0 : s.key_start - first, end = (is_prefix ? p.prefix_len : s.key_end) - first;
+        const i32 begin = is_prefix ? 0 : task.tiles.some_first - first;
+        const i32 end = (is_prefix ? p.prefix_len : task.tiles.some_end) - first;
         const i64 stride = is_prefix ? prefix_row : keys_row;
         const T* address = static_cast<const T*>(is_prefix ? prefix : keys) + first * stride;
-        load_tile<T, D, Keys, Threads>(to, address, stride, begin, end, p.head_dim);
+        load_tile<T, D, Keys, Threads, true, !Tile::kScarce>(to, address, stride, begin, end, p.head_dim);
     };
     auto load_k = [&](i32 tile) { load_keys(k_tile, task.k, p.k.row, task.prefix_k, p.prefix_k.row, tile); };
     auto load_v = [&](i32 tile) { load_keys(v_tile, task.v, p.v.row, task.prefix_v, p.prefix_v.row, tile); };
@@ -159,9 +213,15 @@ DEVICE void forward(const ForwardParams& params) {
 
     float o[MT][OT][4];
     clear(o);
-    OnlineSoftmax<MT> softmax;
-    softmax.init();
-    copy_wait<0>();     // Q is here even where there is no tile of keys: the virtual token needs it
+    float own_sums[MT * 2];
+    float* sums = own_sums;
+    if constexpr (Tile::kScarce) sums = reinterpret_cast<float*>(v_tile + Tile::kValueBytes) + thread_index();
+    OnlineSoftmax<MT> softmax(sums, Tile::kScarce ? Threads : 1);
+    if (task.tiles.tiles == 0) {
+        // Q is here nonetheless: the virtual token needs it, and O goes where it lay.
+        copy_wait<0>();
+        sync_threads();
+    }
     for (i32 tile = 0; tile < task.tiles.tiles; ++tile) {
         const bool masked = task.tiles.is_masked(p, tile), is_prefix = task.tiles.is_prefix(tile);
         const i32 first_key = task.tiles.first_key(tile);
@@ -255,14 +315,14 @@ DEVICE void forward(const ForwardParams& params) {
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                VirtualWeight w(s0[mt][half], lse[mt][half]);
+                const auto w = VirtualWeight::of<T>(s0[mt][half], lse[mt][half]);
                 i32 at = task.row + warp_row + fragment_row(mt, half * 2);
                 weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, task.dropout_head, at) : 1.0f);
                 factor[mt][half] = keeps_rest ? w.rest : 1.0f;
             }
         }
         if (keeps_rest) scale_rows(factor);
-        const i32 ranks = p.value.rank + (p.value.up_bias != nullptr ? 1 : 0);
+        const i32 ranks = ranks_and_bias(p.value);
         for (i32 rank = 0; rank < ranks; rank += kChunk) {
             if (!Tile::kBothStages || rank > 0) {
                 sync_threads();
@@ -278,21 +338,20 @@ DEVICE void forward(const ForwardParams& params) {
                 UNROLL
                 for (int nt = 0; nt < kChunkTiles; ++nt) {
                     UNROLL
-                    for (int e = 0; e < 4; ++e) {
-                        h[mt][nt][e] *= weight[mt][e / 2];
-                        i32 at = warp_row + fragment_row(mt, e), j = rank + fragment_column(nt, e);
-                        if (p.value_kind == kValueExtended && at < task.rows && j < p.value.rank) {
-                            store_element(row_address<T>(params.u, s.batch, task.head, first_row + at) + j, h[mt][nt][e]);
-                        }
-                    }
+                    for (int e = 0; e < 4; ++e) h[mt][nt][e] *= weight[mt][e / 2];
                 }
             }
-            if (p.value_kind != kValueExtended) {
-                FragmentsByTile<T, D, MT, kChunkTiles, OT>::add(o, h, value_stage, kChunk);
+            if (p.value_kind == kValueExtended) {
+                T* u = row_address<T>(params.u, s.batch, task.head, first_row) + rank;
+                store_elements(u, params.u.row, h, warp_row, task.rows, p.value.rank - rank);
+                continue;
             }
+            FragmentsByTile<T, D, MT, kChunkTiles, OT>::add(o, h, value_stage, kChunk);
         }
     }
-    store_rows(row_address<T>(params.o, s.batch, task.head, first_row), params.o.row, o, warp_row, task.rows, p.head_dim);
+    // Q is not needed any more.
+    store_rows_staged<T, D>(row_address<T>(params.o, s.batch, task.head, first_row), params.o.row, o, q_tile, warp_row, task.rows,
+                            p.head_dim);
 }
 
 }  // namespace inducer
@@ -303,3 +362,4 @@ DEVICE void forward(const ForwardParams& params) {
         inducer::forward<inducer::type, dim, rows, keys, warps>(params);                                                    \
     }
 FORWARD_KERNELS(FORWARD_INSTANCE)
+FORWARD_WIDE_KERNELS(FORWARD_INSTANCE)

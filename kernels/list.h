@@ -26,6 +26,10 @@
     X(forward, f32, 128, 64, 32, 4, 2) \
     X(forward, f32, 256, 64, 16, 4, 2)
 
+#define FORWARD_WIDE_KERNELS(X) \
+    X(forward_wide, bf16, 128, 128, 64, 4, 2) \
+    X(forward_wide, f16, 128, 128, 64, 4, 2)
+
 #define BACKWARD_PREPARE_KERNELS(X) \
     X(backward_prepare, bf16, 64, 64, 0, 4, 2) \
     X(backward_prepare, bf16, 128, 64, 0, 4, 2) \

@@ -110,8 +110,8 @@ struct BackwardParams {
     AdapterGradients d_key, d_value;
     Strided d_logit;        // [Hq] or [B, Hq, N]; data null: not wanted
 
-    // Workspace. Rows are numbered as in Q's tensor: (batch * Hq + head) * N + row.
-    float* d_q_sum;         // [B, Hq, N, d] f32: dQ before rounding
+    // Workspace. Rows are numbered as in Q's tensor: (batch * Hq + head) * N + row, but for those of dQ.
+    float* d_q_sum;         // [B, Hq, gradient_blocks, 16·d] f32: dQ before rounding, see core/query_gradient.cuh
     float* row_factor;      // [B, Hq, N]: w
     float* row_constant;    // [B, Hq, N]: D'
     float* partials;        // [chunks, Hq, partial_size]: sums of adapter gradients, see core/partials.cuh
@@ -127,6 +127,8 @@ struct BackwardParams {
     int32_t prefix_groups;  // of sequences, each of which has its own partial sums
     int32_t partial_size;   // floats from one partial sum to the next, a multiple of 4
     int32_t finish_blocks;  // blocks of finish, any number
+    int32_t gradient_blocks;            // of 16 rows, of d_q_sum: those of a sequence; packed sequences: N / 16 + sequences + 1
+    int32_t sequence_blocks;            // of 16 rows, along a sequence: prepare_tiles, in other units
     int32_t padding;
 };
 

@@ -56,6 +56,7 @@ fn cases() -> Vec<Case> {
                 keys: 0,
                 ..base.clone()
             });
+            cases.push(Case { keys: 0, ..base.clone() });
         }
     }
     cases

@@ -16,7 +16,8 @@ fn planned(attention: &Attention<'_>) -> Result<Option<(&'static str, u32)>, Err
     let problem = attention.validate()?;
     let mut memory = vec![0u64; 1 << 13];
     let o = TensorMut::new(bytemuck::cast_slice_mut::<_, f32>(&mut memory), attention.q.shape())?;
-    let plan = plan::forward(&problem.forward(Outputs::new(o))?, &Lists::of(&problem))?;
+    let plan =
+        plan::forward(&problem.forward(Outputs::new(o))?, &Lists::of(&problem), &plan::Settings::default())?;
     let mut launches = plan.launches().map(|l| (l.kernel.name, l.blocks));
     let first = launches.next();
     assert_eq!(launches.next(), None, "a forward is one launch");
@@ -100,7 +101,7 @@ fn a_grid_that_is_too_large_is_a_typed_error() {
         TensorMut::from_raw_parts(std::ptr::without_provenance_mut(16), DType::F32, q.shape(), strides)
     };
     let call = problem.forward(Outputs::new(o.unwrap())).unwrap();
-    let error = plan::forward(&call, &Lists::of(&problem)).unwrap_err();
+    let error = plan::forward(&call, &Lists::of(&problem), &plan::Settings::default()).unwrap_err();
     let blocks = (batch * heads * rows / tile_rows()) as u128;
     assert_eq!(error, Error::TooManyBlocks { pass: "forward_f32_d64", blocks, max: i32::MAX as u32 });
 }

@@ -5,9 +5,9 @@
 //     rows 0 to 15     Aᵀ   what Q is multiplied by for the hidden units: z = Q A
 //     rows 16 to 31    B    for the key, W = Q Bᵀ; for the value, λh·B
 //
-// Behind the last rank, B has one more row, b: the value's bias is a rank whose hidden unit is 1.
+// Behind the last rank, B has one more row, b: a bias is a rank whose hidden unit is 1.
 //
-// The virtual key P = Q + u B + b is never formed: Q·P = Q·(Q + b) + u·W, where column j of u and of W lie in the same lane.
+// The virtual key P = Q + u B + b is never formed: Q·P = Q·Q + u·W, where column j of u and of W lie in the same lane.
 #pragma once
 
 #include "dropout.cuh"
@@ -25,121 +25,178 @@ DEVICE float parameter(const void* data, i64 index, bool is_f32) {
     return is_f32 ? static_cast<const float*>(data)[index] : to_float(static_cast<const T*>(data)[index]);
 }
 
-// Loads that are under way at once: one after the other, each would be waited for.
-constexpr int kLoadBatch = 4;
+// Four numbers that are neighbours in memory.
+template <class S>
+struct alignas(4 * sizeof(S)) Four {
+    S x[4];
+};
 
-// stage_adapter for parameters of type S.
-template <class T, class S, int D, int Threads>
+// Four parameters that are neighbours in memory, `count` of which exist (any number; the others are 0), with one load or four.
+template <class S, bool Aligned>
+DEVICE Four<S> load_four(const S* from, int count) {
+    Four<S> x{};
+    if constexpr (Aligned) {
+        if (count > 0) x = *reinterpret_cast<const Four<S>*>(from);
+    } else {
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (i < count) x.x[i] = from[i];
+        }
+    }
+    return x;
+}
+
+// stage_adapter for parameters of type S. `Aligned`: ranks and addresses are such that four neighbours are one load. Every block
+// does this once, and waits for it: all loads are under way before the first is needed, and the code is short, as it is fetched
+// for this one time.
+template <class T, class S, bool Aligned, int D, int Threads>
 DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
-    constexpr int each = D * kChunk / Threads;
-    static_assert(D * kChunk % Threads == 0 && each % kLoadBatch == 0);
+    constexpr int each = D * kChunk / 4 / Threads;      // fours of a thread
+    constexpr int batch = Aligned ? each : 1;
+    static_assert(D * kChunk % (4 * Threads) == 0 && D % 4 == 0, "threads have the same number of fours");
     const int ranks = adapter.rank - rank, thread = static_cast<int>(thread_index());
-    // Neighbouring threads read neighbouring elements of A's rows [d, r], so they write down a column of Aᵀ.
     const S* down = static_cast<const S*>(adapter.down_weight) + head * adapter.down_weight_head + rank;
     NO_UNROLL
-    for (int first = thread; first < D * kChunk; first += kLoadBatch * Threads) {
-        S x[kLoadBatch];
+    for (int first = thread; first < each * Threads; first += batch * Threads) {
+        Four<S> x[batch];
         UNROLL
-        for (int i = 0; i < kLoadBatch; ++i) {
-            int j = (first + i * Threads) % kChunk, column = (first + i * Threads) / kChunk;
-            x[i] = S{};
-            if (j < ranks && column < head_dim) x[i] = down[column * adapter.down_weight_row + j];
+        for (int i = 0; i < batch; ++i) {
+            const int column = (first + i * Threads) % D, j = (first + i * Threads) / D * 4;
+            x[i] = load_four<S, Aligned>(down + column * adapter.down_weight_row + j, column < head_dim ? ranks - j : 0);
         }
         UNROLL
-        for (int i = 0; i < kLoadBatch; ++i) {
-            int j = (first + i * Threads) % kChunk, column = (first + i * Threads) / kChunk;
-            store_element(element_address<T, D>(stage, j, column), to_float(x[i]));
+        for (int i = 0; i < batch; ++i) {
+            const int column = (first + i * Threads) % D, j = (first + i * Threads) / D * 4;
+            UNROLL
+            for (int k = 0; k < 4; ++k) store_element(element_address<T, D>(stage, j + k, column), to_float(x[i].x[k]));
         }
     }
     if (adapter.up_weight == nullptr) return;
     const S* up = static_cast<const S*>(adapter.up_weight) + head * adapter.up_weight_head + rank * adapter.up_weight_row;
     const S* bias = static_cast<const S*>(adapter.up_bias) + head * adapter.up_bias_head;
     NO_UNROLL
-    for (int first = thread; first < D * kChunk; first += kLoadBatch * Threads) {
-        S x[kLoadBatch];
+    for (int first = thread; first < each * Threads; first += batch * Threads) {
+        Four<S> x[batch];
         UNROLL
-        for (int i = 0; i < kLoadBatch; ++i) {
-            int j = (first + i * Threads) / D, column = (first + i * Threads) % D;
-            x[i] = S{};
-            if (j <= ranks && column < head_dim) x[i] = (j == ranks ? bias : up + j * adapter.up_weight_row)[column];
+        for (int i = 0; i < batch; ++i) {
+            const int column = (first + i * Threads) % (D / 4) * 4, j = (first + i * Threads) / (D / 4);
+            const S* from = j == ranks ? bias : up + j * adapter.up_weight_row;
+            x[i] = load_four<S, Aligned>(from + column, j <= ranks ? head_dim - column : 0);
         }
         UNROLL
-        for (int i = 0; i < kLoadBatch; ++i) {
-            int j = (first + i * Threads) / D, column = (first + i * Threads) % D;
-            store_element(element_address<T, D>(stage, kChunk + j, column), to_float(x[i]));
+        for (int i = 0; i < batch; ++i) {
+            const int column = (first + i * Threads) % (D / 4) * 4, j = (first + i * Threads) / (D / 4);
+            T* to = element_address<T, D>(stage, kChunk + j, column);
+            store_pair(to, to_float(x[i].x[0]), to_float(x[i].x[1]));
+            store_pair(to + 2, to_float(x[i].x[2]), to_float(x[i].x[3]));
         }
     }
 }
+
+// Whether four neighbours, from every fourth on, are one load in each of an adapter's rows.
+template <class S>
+DEVICE bool in_fours(const Adapter& adapter) {
+    const u64 rows = static_cast<u64>(adapter.down_weight_head | adapter.down_weight_row | adapter.up_weight_head |
+                                      adapter.up_weight_row | adapter.up_bias_head | adapter.rank);
+    const u64 addresses = reinterpret_cast<u64>(adapter.down_weight) | reinterpret_cast<u64>(adapter.up_weight) |
+                          reinterpret_cast<u64>(adapter.up_bias);
+    return rows % 4 == 0 && addresses % (4 * sizeof(S)) == 0;
+}
+
+// Ranks of an adapter, with the one that its bias is.
+DEVICE i32 ranks_and_bias(const Adapter& adapter) { return adapter.rank + (adapter.up_bias != nullptr ? 1 : 0); }
 
 // Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. All threads of the
 // block take part; a barrier must follow.
 template <class T, int D, int Threads>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
     if (adapter.is_f32) {
-        stage_adapter_of<T, float, D, Threads>(stage, adapter, head, rank, head_dim);
-    } else {
-        stage_adapter_of<T, T, D, Threads>(stage, adapter, head, rank, head_dim);
+        if (in_fours<float>(adapter)) {
+            stage_adapter_of<T, float, true, D, Threads>(stage, adapter, head, rank, head_dim);
+        } else {
+            stage_adapter_of<T, float, false, D, Threads>(stage, adapter, head, rank, head_dim);
+        }
+    } else if constexpr (sizeof(T) == 2) {
+        if (in_fours<T>(adapter)) {
+            stage_adapter_of<T, T, true, D, Threads>(stage, adapter, head, rank, head_dim);
+        } else {
+            stage_adapter_of<T, T, false, D, Threads>(stage, adapter, head, rank, head_dim);
+        }
     }
 }
 
-DEVICE float activate(float z, bool identity) { return identity ? z : tanh_accurate(z); }
+// tanh z = 1 − 2 / (1 + exp(2z)), good to 1e-6 of its value, which is enough where it is rounded to 16 bits: where the difference
+// cancels, the beginning of the series takes its place.
+DEVICE float tanh_16(float z) {
+    const float square = z * z, far = 1.0f - divide_fast(2.0f, 1.0f + exp2_fast(::fabsf(z) * (2.0f * kLog2E)));
+    float series = fused_multiply_add(square, -17.0f / 315.0f, 2.0f / 15.0f);
+    series = fused_multiply_add(square, series, -1.0f / 3.0f);
+    series = fused_multiply_add(square * z, series, z);
+    return ::fabsf(z) < 0.25f ? series : ::copysignf(far, z);
+}
+
+template <class T>
+DEVICE float hyperbolic_tangent(float z) {
+    if constexpr (sizeof(T) == 2) {
+        return tanh_16(z);
+    } else {
+        return tanh_accurate(z);
+    }
+}
 
 // From z = Q A to the hidden units act(z + a) of ranks `rank` on; `bias_unit` behind the last rank, then 0.
 template <class T, int MT>
 DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 head, i32 rank,
                          float bias_unit = 0.0f) {
+    // What is the same in all lanes is jumped over, often half of a chunk; what is not is computed for nothing.
     UNROLL
     for (int nt = 0; nt < kChunkTiles; ++nt) {
-        UNROLL
-        for (int e = 0; e < 2; ++e) {
-            int j = rank + fragment_column(nt, e);
-            bool exists = j < adapter.rank;
-            float bias =
-                exists ? parameter<T>(adapter.down_bias, head * adapter.down_bias_head + j, adapter.is_f32) : 0.0f;
+        const int j = rank + fragment_column(nt, 0);
+        if (rank + nt * 8 < adapter.rank) {
+            float bias[2];
+            UNROLL
+            for (int e = 0; e < 2; ++e) {
+                bias[e] = j + e < adapter.rank
+                              ? parameter<T>(adapter.down_bias, head * adapter.down_bias_head + j + e, adapter.is_f32)
+                              : 0.0f;
+            }
             UNROLL
             for (int mt = 0; mt < MT; ++mt) {
                 UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    float& x = z[mt][nt][half * 2 + e];
-                    x = exists ? activate(x + bias, adapter.identity) : j == adapter.rank ? bias_unit : 0.0f;
+                for (int e = 0; e < 4; ++e) z[mt][nt][e] += bias[e % 2];
+            }
+            if (!adapter.identity) {
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    UNROLL
+                    for (int e = 0; e < 4; ++e) z[mt][nt][e] = hyperbolic_tangent<T>(z[mt][nt][e]);
                 }
+            }
+        }
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                float& x = z[mt][nt][e];
+                x = j + e % 2 < adapter.rank ? x : j + e % 2 == adapter.rank ? bias_unit : 0.0f;
             }
         }
     }
 }
 
-// What this lane's columns add to a·(a + bias) in its rows: a chunk in four of each row of `tile`. `bias` may be null.
+// The squares of the warp's rows of `tile`, each in one of the four lanes of its row, 0 in the others.
 template <class T, int D, int MT>
-DEVICE void row_products(float (&dot)[MT][2], const char* tile, int first_row, const void* bias, i64 bias_index,
-                         bool bias_is_f32, i32 head_dim) {
+DEVICE void row_squares(float (&square)[MT][2], const char* tile, int first_row) {
     UNROLL
-    for (int mt = 0; mt < MT; ++mt) dot[mt][0] = dot[mt][1] = 0.0f;
-    NO_UNROLL
-    for (int chunk = lane_index() % 4; chunk * kPerChunk<T> < head_dim; chunk += 4) {
-        float b[kPerChunk<T>];
-        const i64 first = bias_index + chunk * kPerChunk<T>;
-        if (bias == nullptr) {
-            UNROLL
-            for (int i = 0; i < kPerChunk<T>; ++i) b[i] = 0.0f;
-        } else if (bias_is_f32) {
-            UNROLL
-            for (int i = 0; i < kPerChunk<T>; ++i) b[i] = static_cast<const float*>(bias)[first + i];
-        } else {
-            UNROLL
-            for (int i = 0; i < kPerChunk<T>; ++i) b[i] = to_float(static_cast<const T*>(bias)[first + i]);
-        }
+    for (int mt = 0; mt < MT; ++mt) {
+        // Sixteen rows by themselves; the diagonal is what is wanted.
+        float c[1][2][4];
+        clear(c);
+        RowsByRows<T, D, 1, 2, 1>::add(c, tile, first_row + mt * 16, tile, first_row + mt * 16);
         UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                int row = first_row + fragment_row(mt, half * 2);
-                const T* a = reinterpret_cast<const T*>(chunk_address<T, D>(tile, row, chunk));
-                UNROLL
-                for (int i = 0; i < kPerChunk<T>; ++i) {
-                    float x = to_float(a[i]);
-                    dot[mt][half] = fused_multiply_add(x, x + b[i], dot[mt][half]);
-                }
-            }
+        for (int half = 0; half < 2; ++half) {
+            const float mine = lane_row() % 2 == 0 ? c[0][half][half * 2] : c[0][half][half * 2 + 1];
+            square[mt][half] = lane_row() / 2 == lane_index() % 4 ? mine : 0.0f;
         }
     }
 }
@@ -164,17 +221,26 @@ DEVICE float given_logit(const Problem& p, const Sequence& s, i32 head, i32 row)
     return parameter<T>(p.logit, index, p.flags & kLogitIsF32);
 }
 
-DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp_accurate(-x)); }
+// For 16-bit tensors good to 1e-6 of its value, where that is a normal number.
+template <class T>
+DEVICE float sigmoid(float x) {
+    if constexpr (sizeof(T) == 2) {
+        return divide_fast(1.0f, 1.0f + exp2_fast(-x * kLog2E));
+    } else {
+        return 1.0f / (1.0f + exp_accurate(-x));
+    }
+}
 
 // λ and 1 − λ of a row, each from a sigmoid of its own so that neither loses its digits. A logit of −∞ is λ = 0, also where
 // lse is −∞.
 struct VirtualWeight {
     float lambda, rest;
 
-    DEVICE VirtualWeight(float s0, float lse) {
-        bool off = s0 == -infinity();
-        lambda = off ? 0.0f : sigmoid(s0 - lse);
-        rest = off ? 1.0f : sigmoid(lse - s0);
+    // T: of the tensors.
+    template <class T>
+    static DEVICE VirtualWeight of(float s0, float lse) {
+        const bool off = s0 == -infinity();
+        return {off ? 0.0f : sigmoid<T>(s0 - lse), off ? 1.0f : sigmoid<T>(lse - s0)};
     }
 };
 
@@ -199,14 +265,14 @@ DEVICE void virtual_scores(float (&s0)[MT][2], const Problem& p, const Sequence&
         }
         return;
     }
-    const void* bias = p.key.rank > 0 ? p.key.up_bias : nullptr;
-    row_products<T, D, MT>(s0, q, first_row, bias, head * p.key.up_bias_head, p.key.is_f32, p.head_dim);
-    if (p.key.rank == 0) {
+    row_squares<T, D, MT>(s0, q, first_row);
+    const i32 ranks = ranks_and_bias(p.key);
+    if (ranks == 0) {
         prefetch();
         sync_threads();
     }
     NO_UNROLL
-    for (i32 rank = 0; rank < p.key.rank; rank += kChunk) {
+    for (i32 rank = 0; rank < ranks; rank += kChunk) {
         if (rank > 0) sync_threads();
         stage_adapter<T, D, Threads>(stage, p.key, head, rank, p.head_dim);
         if (rank == 0) prefetch();
@@ -216,15 +282,15 @@ DEVICE void virtual_scores(float (&s0)[MT][2], const Problem& p, const Sequence&
         clear(w);
         RowsByRows<T, D, MT, kChunkTiles, 1>::add(u, q, first_row, stage, 0);
         RowsByRows<T, D, MT, kChunkTiles, 1>::add(w, q, first_row, stage, kChunk);
-        hidden_units<T>(u, p.key, head, rank);
+        hidden_units<T>(u, p.key, head, rank, 1.0f);
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int nt = 0; nt < kChunkTiles; ++nt) {
                 UNROLL
                 for (int e = 0; e < 4; ++e) {
-                    // Where there is no rank, W is what an infinite Q makes of zeros, or Q·b.
-                    bool exists = rank + fragment_column(nt, e) < p.key.rank;
+                    // Where there is no rank, W is what an infinite Q makes of zeros.
+                    bool exists = rank + fragment_column(nt, e) < ranks;
                     s0[mt][e / 2] = fused_multiply_add(u[mt][nt][e], exists ? w[mt][nt][e] : 0.0f, s0[mt][e / 2]);
                 }
             }

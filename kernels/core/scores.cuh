@@ -67,11 +67,12 @@ DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
     if (!(p.flags & kAlibi)) return;
     // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other. Distances are exact up to 2^24.
     const i32 start = clamp64(x.sequence.position(x.first_row) - x.first_key, -(1 << 30), 1 << 30);
+    const int lane = static_cast<int>(thread_index_anew() % 32);
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
         for (int half = 0; half < 2; ++half) {
-            const float first = static_cast<float>(start + fragment_row(mt, half * 2) - lane_column());
+            const float first = static_cast<float>(start + mt * 16 + half * 8 + lane / 4 - lane % 4 * 2);
             UNROLL
             for (int nt = 0; nt < NT; ++nt) {
                 UNROLL
@@ -87,18 +88,19 @@ DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
 // Scores of keys that a row does not see become −∞. `visible(row)` gives the interval of columns that a row of this warp sees.
 template <int MT, int NT, class Visible>
 DEVICE void mask_scores(float (&s)[MT][NT][4], Visible visible) {
+    const int lane = static_cast<int>(thread_index_anew() % 32), own_column = lane % 4 * 2;
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
         for (int half = 0; half < 2; ++half) {
-            Interval seen = visible(fragment_row(mt, half * 2));
+            const Interval seen = visible(mt * 16 + half * 8 + lane / 4);
+            const i32 first = seen.first - own_column, end = seen.end - own_column;
             UNROLL
             for (int nt = 0; nt < NT; ++nt) {
                 UNROLL
                 for (int e = 0; e < 2; ++e) {
-                    i32 column = fragment_column(nt, e);
                     float& x = s[mt][nt][half * 2 + e];
-                    x = column >= seen.first && column < seen.end ? x : -infinity();
+                    x = nt * 8 + e >= first && nt * 8 + e < end ? x : -infinity();
                 }
             }
         }
@@ -112,6 +114,7 @@ struct KeyTiles {
     i32 first;          // first key of the first tile behind the prefix, a multiple of Keys
     i32 tiles;          // of both
     i32 all_first, all_end;     // keys that all rows see
+    i32 some_first, some_end;   // keys that some row sees: the others are not even loaded
 
     // `rows` > 0 rows from `first_row` on.
     DEVICE KeyTiles(const Problem& p, const Sequence& s, i32 first_row, i32 rows) {
@@ -119,6 +122,8 @@ struct KeyTiles {
         Interval top = s.visible(first_row), bottom = s.visible(first_row + rows - 1);
         all_first = bottom.first;
         all_end = top.end;
+        some_first = top.first;
+        some_end = bottom.end;
         first = top.first / Keys * Keys;
         tiles = prefix_tiles + (bottom.end > top.first ? ceil_divide(bottom.end - first, Keys) : 0);
     }

@@ -40,6 +40,9 @@ struct Sequence {
         return {clamp64(at - left, key_start, key_end), clamp64(at + right + 1, key_start, key_end)};
     }
 
+    // The keys that some row sees, where there are rows.
+    DEVICE Interval seen() const { return {visible(0).first, visible(rows - 1).end}; }
+
     // The same relation from the other side: the rows that see a key that exists. Both bounds never decrease with the key.
     DEVICE Interval seen_by(i32 key) const {
         i64 at = static_cast<i64>(key) - offset;

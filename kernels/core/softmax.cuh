@@ -5,20 +5,30 @@
 
 namespace inducer {
 
+// A maximum stays until a score passes it by this much, in units of log2: O is rarely rescaled then, and probabilities are up to
+// 2^8 with the same relative accuracy. Where O is narrow, rescaling it costs less than staying does.
+template <int OutputTiles>
+constexpr bool kIsWide = OutputTiles > 8;
+template <int OutputTiles>
+constexpr float kSlack = kIsWide<OutputTiles> ? 8.0f : 0.0f;
+
 // exp2(scale·s − reference) instead of exp(σ(s − max)): one multiply-add and one instruction. The reference is the rounded
 // product scale·max, the same number for all keys of a row and for lse, so that its rounding error cancels.
 template <int MT>
 struct OnlineSoftmax {
-    float maximum[MT][2];   // of raw scores; −∞ while the row has seen nothing
-    float sum[MT][2];       // of this lane's columns
+    float maximum[MT][2];   // of raw scores, or less by kSlack at most; −∞ while the row has seen nothing
+    float* sums;            // of this lane's columns, one for each of its rows, `stride` from each other
+    int stride;
 
-    DEVICE void init() {
+    DEVICE float& sum(int mt, int half) { return sums[(mt * 2 + half) * stride]; }
+
+    DEVICE OnlineSoftmax(float* sums, int stride) : sums(sums), stride(stride) {
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
                 maximum[mt][half] = -infinity();
-                sum[mt][half] = 0.0f;
+                sum(mt, half) = 0.0f;
             }
         }
     }
@@ -28,7 +38,7 @@ struct OnlineSoftmax {
         return maximum == -infinity() ? 0.0f : multiply(maximum, scale);
     }
 
-    // Takes in a tile of scores, which become probabilities up to the row's factor; scales o to the new maximum.
+    // Takes in a tile of scores, which become probabilities up to the row's factor; scales o to the new reference.
     template <int NT, int OT>
     DEVICE void update(float (&s)[MT][NT][4], float (&o)[MT][OT][4], float scale) {
         float factor[MT][2];
@@ -37,16 +47,18 @@ struct OnlineSoftmax {
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                float largest = maximum[mt][half];
+                const float before = maximum[mt][half];
+                float largest = before;
                 UNROLL
                 for (int nt = 0; nt < NT; ++nt) {
                     largest = ::fmaxf(largest, ::fmaxf(s[mt][nt][half * 2], s[mt][nt][half * 2 + 1]));
                 }
                 largest = row_maximum(largest);
-                float now = reference(largest, scale);
-                float before = maximum[mt][half];
+                const bool moves = before == -infinity() ? largest != before : multiply(largest - before, scale) > kSlack<OT>;
+                if (!moves) largest = before;
+                const float now = reference(largest, scale);
                 factor[mt][half] = exp2_fast(before == -infinity() ? before : multiply(before, scale) - now);
-                moved |= largest != before;
+                moved |= moves;
                 maximum[mt][half] = largest;
                 float total = 0.0f;
                 UNROLL
@@ -58,18 +70,27 @@ struct OnlineSoftmax {
                         total += x;
                     }
                 }
-                sum[mt][half] = fused_multiply_add(sum[mt][half], factor[mt][half], total);
+                sum(mt, half) = fused_multiply_add(sum(mt, half), factor[mt][half], total);
+            }
+            // A wide O leaves no registers to keep the factors in.
+            if constexpr (kIsWide<OT>) {
+                if (warp_any(moved)) rescale(o[mt], factor[mt]);
+                moved = false;
             }
         }
-        // Where no maximum has moved, factors are 1, or 0 in rows that have seen nothing, where O is 0.
-        if (!warp_any(moved)) return;
-        UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
+        if (!kIsWide<OT> && warp_any(moved)) {
             UNROLL
-            for (int ot = 0; ot < OT; ++ot) {
-                UNROLL
-                for (int e = 0; e < 4; ++e) o[mt][ot][e] *= factor[mt][e / 2];
-            }
+            for (int mt = 0; mt < MT; ++mt) rescale(o[mt], factor[mt]);
+        }
+    }
+
+    // Where no reference has moved this changes nothing: factors are 1, or 0 in rows that have seen nothing, where O is 0.
+    template <int OT>
+    static DEVICE void rescale(float (&o)[OT][4], const float (&factor)[2]) {
+        UNROLL
+        for (int ot = 0; ot < OT; ++ot) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) o[ot][e] *= factor[e / 2];
         }
     }
 
@@ -79,7 +100,7 @@ struct OnlineSoftmax {
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                float total = row_sum(sum[mt][half]);
+                float total = row_sum(sum(mt, half));
                 bool nothing = maximum[mt][half] == -infinity() && total == 0.0f;
                 lse[mt][half] =
                     nothing ? -infinity() : (multiply(maximum[mt][half], scale) + log2_accurate(total)) * kLn2;

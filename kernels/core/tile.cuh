@@ -47,19 +47,19 @@ constexpr int kSharedOfAll = 99 * 1024, kSharedOfWide = 163 * 1024;
 
 // Starts to copy Rows rows of head_dim elements into a tile; `rows` points to the first one in global memory. Rows outside
 // [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part. Where registers are
-// scarce, `Fast` is false: addresses are then not kept from one call to the next.
-template <class T, int D, int Rows, int Threads, bool Fast = true>
+// scarce, addresses are not `Kept` from one call to the next, and copies are not laid out one by one (`Unrolled`).
+template <class T, int D, int Rows, int Threads, bool Unrolled = true, bool Kept = Unrolled>
 DEVICE void load_tile(char* tile, const T* rows, i64 stride, int begin, int end, int head_dim) {
     constexpr int chunks = D / kPerChunk<T>, step = Threads / chunks;
     static_assert(Threads % chunks == 0 && Rows % step == 0, "a thread copies one chunk of every `step`-th row");
     static_assert(chunks >= 8 && (step & (step - 1)) == 0, "rows of one thread differ by an exclusive or of their places");
-    const int thread = static_cast<int>(Fast ? thread_index() : thread_index_anew());
+    const int thread = static_cast<int>(Kept ? thread_index() : thread_index_anew());
     const int row = thread / chunks, chunk = thread % chunks;
     const bool inside = chunk * kPerChunk<T> < head_dim;
     const T* from = rows + row * stride + chunk * kPerChunk<T>;
     const i64 by = stride * step;
     const u32 place = static_cast<u32>(row * kRowBytes<T, D> + (swizzled<chunks>(row, chunk) << 4));
-    if (Fast && begin <= 0 && end >= Rows) {
+    if (Unrolled && begin <= 0 && end >= Rows) {
         UNROLL
         for (int i = 0; i < Rows; i += step) {
             copy_async(tile + i * kRowBytes<T, D> + (place ^ ((i & 7) << 4)), inside ? from : rows, inside);

@@ -44,6 +44,7 @@ const Entry kEntries[] = {
     FIELD(BackwardParams, row_tiles), FIELD(BackwardParams, prepare_tiles), FIELD(BackwardParams, chunks),
     FIELD(BackwardParams, key_tiles), FIELD(BackwardParams, prefix_tiles), FIELD(BackwardParams, partial_size),
     FIELD(BackwardParams, finish_blocks),
+    FIELD(BackwardParams, gradient_blocks), FIELD(BackwardParams, sequence_blocks),
 };
 
 }  // namespace

@@ -213,7 +213,7 @@ impl Engine {
         stream: &CudaStream,
     ) -> Result<()> {
         expect_memory("q", call.problem.memory(), self.memory())?;
-        let plan = plan::forward(&call, lists)?;
+        let plan = plan::forward(&call, lists, &self.settings)?;
         // SAFETY: the plan's addresses are those of the call; the rest is the caller's promise.
         unsafe { self.launch(&plan, stream) }
     }

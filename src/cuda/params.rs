@@ -184,5 +184,7 @@ pub struct BackwardParams {
     pub prefix_groups: i32,
     pub partial_size: i32,
     pub finish_blocks: i32,
+    pub gradient_blocks: i32,
+    pub sequence_blocks: i32,
     pub padding: i32,
 }

@@ -19,7 +19,7 @@ pub struct Emulated {
     pub options: Option<Options>,
     /// The most rows and keys that a packed sequence is said to have; `None`: what is true.
     pub bounds: Option<(usize, usize)>,
-    /// Of the backward.
+    /// The order of sums, and the tiles.
     pub settings: Settings,
     /// Barriers, waits and the like that launches came to.
     pub sites: Arc<Mutex<BTreeSet<Site>>>,
@@ -153,7 +153,7 @@ impl Backend for Emulated {
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
         staging::forward(&mut Pieces::default(), problem, outputs, |pieces, copy, call| {
             let lists = pieces.lists(copy, self.bounds);
-            pieces.run(&plan::forward(&call, &lists)?, &self.options(copy), &self.sites);
+            pieces.run(&plan::forward(&call, &lists, &self.settings)?, &self.options(copy), &self.sites);
             Ok(())
         })
     }

@@ -21,6 +21,9 @@ use crate::inducer::{AdapterGradients, KeyGradients, ValueGradients};
 /// Pieces of the workspace begin at multiples of this many bytes.
 const ALIGN: usize = 256;
 
+/// Rows of a block of f32 dQ; `kernels/core/query_gradient.cuh` has its layout.
+const GRADIENT_ROWS: usize = 16;
+
 /// Blocks that keep the largest GPU busy where work is dealt out freely; the order of sums depends on it, so it is the same
 /// everywhere.
 const BLOCKS: usize = 512;
@@ -63,6 +66,8 @@ struct Sizes {
     prefix_groups: usize,
     chunks: usize,
     partial_size: usize,
+    gradient_blocks: usize,
+    sequence_blocks: usize,
     /// Bytes of f32 dQ, w, D′, partial sums of adapters and of the prefix, turns, ticket.
     pieces: [usize; 7],
 }
@@ -91,6 +96,12 @@ impl Sizes {
         } else {
             row_tiles
         };
+        let sequence_blocks = prepare_tiles * (prepare.rows as usize / GRADIENT_ROWS);
+        let gradient_blocks = if lists.packed() {
+            problem.rows() / GRADIENT_ROWS + lists.sequences + 1
+        } else {
+            sequence_blocks
+        };
         let floats = |n: usize| n.saturating_mul(size_of::<f32>());
         Self {
             row_tiles,
@@ -101,8 +112,10 @@ impl Sizes {
             prefix_groups,
             chunks,
             partial_size,
+            gradient_blocks,
+            sequence_blocks,
             pieces: [
-                floats(rows.saturating_mul(d)),
+                floats((sets * heads * gradient_blocks).saturating_mul(GRADIENT_ROWS * d)),
                 floats(rows),
                 floats(rows),
                 floats((chunks * heads).saturating_mul(partial_size)),
@@ -194,6 +207,8 @@ pub fn backward(
         prefix_groups: sizes.prefix_groups as i32,
         partial_size: sizes.partial_size as i32,
         finish_blocks: BLOCKS as i32,
+        gradient_blocks: sizes.gradient_blocks as i32,
+        sequence_blocks: sizes.sequence_blocks as i32,
         ..params
     };
     let key_tasks = sizes.prefix_groups * sizes.prefix_tiles + lists.parts() * sizes.key_tiles;
