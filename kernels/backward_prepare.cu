@@ -243,7 +243,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         }
         auto load_rows = [&](char* to, const Tensor& from) {
             const T* address = row_address<const T>(from, s.batch, head, static_cast<i64>(s.row_base) + task.row);
-            load_tile<T, D, Rows, Threads, D < 256>(to, address, from.row, 0, task.rows, p.head_dim);
+            load_tile<T, D, Rows, Threads, D < 256, D < 128>(to, address, from.row, 0, task.rows, p.head_dim);
         };
         if (has_inducer) load_rows(q_tile, p.q);
         load_rows(d_o_tile, params.d_o);

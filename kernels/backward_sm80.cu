@@ -249,6 +249,7 @@ DEVICE void backward(const BackwardParams& params) {
             if (lse != -infinity()) x.lse = lse * kLog2E;
             x.weight = params.row_factor[at] * (p.flags & kDropout ? p.dropout_scale : 1.0f);
             x.constant = params.row_constant[at];
+            if (x.weight != x.weight) x = RowNumbers{x.weight, 0.0f, 0.0f};
         }
         return x;
     };
@@ -383,13 +384,14 @@ DEVICE void backward(const BackwardParams& params) {
                     apply_softcap_derivative<T>(s, scores, nt, p);
                 }
             }
+            const bool careful = item.masked != 0 || (p.flags & kDropout) != 0;
             float dp[Parts][MT][NT / Parts][4];
             UNROLL
             for (int part = 0; part < Parts; ++part) {
                 const int rows_of_part = first_row + part * (ScoreRows / Parts);
                 clear(dp[part]);
                 RowsByRows<T, D, MT, NT / Parts, Tile::kUnroll>::add(dp[part], v_tile, warp_key, d_o_tile, rows_of_part);
-                score_gradients(dp[part], s, part * (NT / Parts), statistics, rows_of_part);
+                score_gradients(dp[part], s, part * (NT / Parts), statistics, rows_of_part, careful);
             }
             if (!Tile::kOwnPlace) sync_threads();   // all are done with dO
             UNROLL
@@ -417,6 +419,15 @@ DEVICE void backward(const BackwardParams& params) {
             numbers = read_numbers(next);
         }
         copy_commit();
+        const Sequence& sequence = item.sequence;
+        // A packed sequence begins its counters at row_base / Rows + index, so that no two share one.
+        i32* turn = params.turns + (static_cast<i64>(sequence.batch) * p.query_heads + item.head) * params.turn_tiles +
+                    sequence.row_base / Rows + (sequence.index - sequence.batch) + item.tile;
+        const bool ordered = !(p.flags & kUnordered);
+        // One warp looks for the turn while the others go on.
+        if (ordered && thread == 0) {
+            while (load_acquire(turn) < item.turn) wait_a_little();
+        }
         float dq[QB][QT][4];
         clear(dq);
         if (poisoned) {
@@ -433,37 +444,26 @@ DEVICE void backward(const BackwardParams& params) {
         }
         if (next.exists) lay_down(numbers);
 
-        const Sequence& sequence = item.sequence;
-        // A packed sequence begins its counters at row_base / Rows + index, so that no two share one.
-        i32* turn = params.turns + (static_cast<i64>(sequence.batch) * p.query_heads + item.head) * params.turn_tiles +
-                    sequence.row_base / Rows + (sequence.index - sequence.batch) + item.tile;
-        const bool ordered = !(p.flags & kUnordered);
-        if (ordered) {
-            if (thread == 0) {
-                while (load_acquire(turn) < item.turn) wait_a_little();
-            }
-            sync_threads();     // all tiles of keys before this one have added
-        }
-        // Additions in memory: nobody waits for what was there. In a turn, no other block adds.
-        UNROLL
-        for (int qb = 0; qb < QB; ++qb) {
-            const int row = query_row + qb * 16;
-            if (row >= item.rows) continue;
-            float* sum = query_gradient(params, sequence, item.head, item.row + row) + query_column / 8 * kGradientPiece;
+        if (ordered) sync_threads();    // all tiles of keys before this one have added
+        // Additions in memory: nobody waits for what was there.
+        auto add_to_sum = [&](auto add) {
             UNROLL
-            for (int qt = 0; qt < QT; ++qt) {
-                if (query_column + qt * 8 >= p.head_dim) continue;
+            for (int qb = 0; qb < QB; ++qb) {
+                const int row = query_row + qb * 16;
+                if (row >= item.rows) continue;
+                float* sum = query_gradient(params, sequence, item.head, item.row + row) + query_column / 8 * kGradientPiece;
                 UNROLL
-                for (int e = 0; e < 4; ++e) {
-                    float* to = sum + qt * kGradientPiece + e * 32;
-                    const float x = dq[qb][qt][e] * p.scale;
-                    if (ordered) {
-                        add_in_turn(to, x);
-                    } else {
-                        add_unordered(to, x);
-                    }
+                for (int qt = 0; qt < QT; ++qt) {
+                    if (query_column + qt * 8 >= p.head_dim) continue;
+                    UNROLL
+                    for (int e = 0; e < 4; ++e) add(sum + qt * kGradientPiece + e * 32, dq[qb][qt][e] * p.scale);
                 }
             }
+        };
+        if (ordered) {
+            add_to_sum([](float* to, float x) { add_in_turn(to, x); });     // no other block adds now
+        } else {
+            add_to_sum([](float* to, float x) { add_unordered(to, x); });
         }
         copy_wait<0>();
         sync_threads();     // dQ is written; the next Q and its rows' numbers are here

@@ -31,11 +31,11 @@
     X(forward_wide, f16, 128, 128, 64, 4, 2)
 
 #define BACKWARD_PREPARE_KERNELS(X) \
-    X(backward_prepare, bf16, 64, 64, 0, 4, 2) \
-    X(backward_prepare, bf16, 128, 64, 0, 4, 2) \
+    X(backward_prepare, bf16, 64, 64, 0, 4, 4) \
+    X(backward_prepare, bf16, 128, 64, 0, 4, 3) \
     X(backward_prepare, bf16, 256, 64, 0, 4, 1) \
-    X(backward_prepare, f16, 64, 64, 0, 4, 2) \
-    X(backward_prepare, f16, 128, 64, 0, 4, 2) \
+    X(backward_prepare, f16, 64, 64, 0, 4, 4) \
+    X(backward_prepare, f16, 128, 64, 0, 4, 3) \
     X(backward_prepare, f16, 256, 64, 0, 4, 1) \
     X(backward_prepare, f32, 64, 64, 0, 4, 2) \
     X(backward_prepare, f32, 128, 64, 0, 4, 1) \

@@ -28,6 +28,9 @@ const GRADIENT_ROWS: usize = 16;
 /// everywhere.
 const BLOCKS: usize = 512;
 
+/// Multiprocessors of that GPU, about.
+const MULTIPROCESSORS: usize = 128;
+
 /// In which order the backward sums dQ over tiles of keys.
 ///
 /// Whatever it is, all other gradients are the same from run to run.
@@ -83,7 +86,9 @@ impl Sizes {
         let row_tiles = tiles(lists.max_rows, main.rows);
         let prepare_tiles = tiles(lists.max_rows, prepare.rows);
         let tasks = lists.parts() * prepare_tiles;
-        let chunks = BLOCKS.div_ceil(heads).min(tasks).max(1);
+        // Blocks all run at once, so that none begins when the others are done.
+        let at_once = MULTIPROCESSORS * prepare.blocks as usize;
+        let chunks = (BLOCKS / at_once * at_once / heads).min(tasks).max(1);
         let partial_size = partial_size(problem);
         let prefix_tiles = problem.prefix_len().div_ceil(main.keys as usize);
         // As many groups of sequences as keep a GPU busy, so that their partial sums stay small.
