@@ -15,8 +15,9 @@
 //     ──────────────────────────────────────────────────────────┘
 //     dK, dV are written
 //
-// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. dQ is gathered in f32 in global memory, in a fixed order, so that sums do not
-// depend on which block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before
+// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. dQ is gathered in f32 in global
+// memory, laid out as fragments are (core/query_gradient.cuh), and in a fixed order, so that sums do not depend on which block is
+// faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before
 // its own have. A tile of keys visits a tile of queries if and only if some row of it sees some key of the other; those that
 // visit one are neighbours. First add the tiles of the prefix, then the last visitor, and so on to the first: where the mask is
 // causal, that is the order in which they come by, and nobody waits long. Blocks draw their tasks from `ticket` in the same
@@ -89,7 +90,7 @@ struct BackwardTile {
     // run out: at 64 there are fewer columns, at 256 fewer rows.
     static constexpr int kParts = D == 128 ? 2 : 1;
     // Blocks of 16 columns of a product that are laid out at once: as many as registers have room for addresses.
-    static constexpr int kUnroll = D == 128 && kColumnGroups == 1 ? 8 : 2;
+    static constexpr int kUnroll = kColumnGroups > 1 ? 2 : D == 128 ? 8 : 4;
     // How dQ is shared: a warp owns 32 rows (or the 16 there are) and some columns.
     static constexpr int kQueryBlocks = Rows < 32 ? 1 : 2;
     static constexpr int kQueryGroups = Rows / (16 * kQueryBlocks);
@@ -232,7 +233,7 @@ DEVICE void backward(const BackwardParams& params) {
     };
     auto load_rows = [&](char* to, const Tensor& from, const BackwardItem& item) {
         const Sequence& s = item.sequence;
-        load_tile<T, D, Rows, Threads, true, false>(
+        load_tile<T, D, Rows, Threads, false>(
             to, row_address<const T>(from, s.batch, item.head, static_cast<i64>(s.row_base) + item.row), from.row, 0, item.rows,
             p.head_dim);
     };
@@ -249,7 +250,6 @@ DEVICE void backward(const BackwardParams& params) {
             if (lse != -infinity()) x.lse = lse * kLog2E;
             x.weight = params.row_factor[at] * (p.flags & kDropout ? p.dropout_scale : 1.0f);
             x.constant = params.row_constant[at];
-            if (x.weight != x.weight) x = RowNumbers{x.weight, 0.0f, 0.0f};
         }
         return x;
     };
@@ -384,14 +384,13 @@ DEVICE void backward(const BackwardParams& params) {
                     apply_softcap_derivative<T>(s, scores, nt, p);
                 }
             }
-            const bool careful = item.masked != 0 || (p.flags & kDropout) != 0;
             float dp[Parts][MT][NT / Parts][4];
             UNROLL
             for (int part = 0; part < Parts; ++part) {
                 const int rows_of_part = first_row + part * (ScoreRows / Parts);
                 clear(dp[part]);
                 RowsByRows<T, D, MT, NT / Parts, Tile::kUnroll>::add(dp[part], v_tile, warp_key, d_o_tile, rows_of_part);
-                score_gradients(dp[part], s, part * (NT / Parts), statistics, rows_of_part, careful);
+                score_gradients(dp[part], s, part * (NT / Parts), statistics, rows_of_part);
             }
             if (!Tile::kOwnPlace) sync_threads();   // all are done with dO
             UNROLL
@@ -445,25 +444,26 @@ DEVICE void backward(const BackwardParams& params) {
         if (next.exists) lay_down(numbers);
 
         if (ordered) sync_threads();    // all tiles of keys before this one have added
-        // Additions in memory: nobody waits for what was there.
-        auto add_to_sum = [&](auto add) {
+        // Additions in memory: nobody waits for what was there. In a turn, no other block adds.
+        UNROLL
+        for (int qb = 0; qb < QB; ++qb) {
+            const int row = query_row + qb * 16;
+            if (row >= item.rows) continue;
+            float* sum = query_gradient(params, sequence, item.head, item.row + row) + query_column / 8 * kGradientPiece;
             UNROLL
-            for (int qb = 0; qb < QB; ++qb) {
-                const int row = query_row + qb * 16;
-                if (row >= item.rows) continue;
-                float* sum = query_gradient(params, sequence, item.head, item.row + row) + query_column / 8 * kGradientPiece;
+            for (int qt = 0; qt < QT; ++qt) {
+                if (query_column + qt * 8 >= p.head_dim) continue;
                 UNROLL
-                for (int qt = 0; qt < QT; ++qt) {
-                    if (query_column + qt * 8 >= p.head_dim) continue;
-                    UNROLL
-                    for (int e = 0; e < 4; ++e) add(sum + qt * kGradientPiece + e * 32, dq[qb][qt][e] * p.scale);
+                for (int e = 0; e < 4; ++e) {
+                    float* to = sum + qt * kGradientPiece + e * 32;
+                    const float x = dq[qb][qt][e] * p.scale;
+                    if (ordered) {
+                        add_in_turn(to, x);
+                    } else {
+                        add_unordered(to, x);
+                    }
                 }
             }
-        };
-        if (ordered) {
-            add_to_sum([](float* to, float x) { add_in_turn(to, x); });     // no other block adds now
-        } else {
-            add_to_sum([](float* to, float x) { add_unordered(to, x); });
         }
         copy_wait<0>();
         sync_threads();     // dQ is written; the next Q and its rows' numbers are here

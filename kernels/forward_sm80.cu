@@ -12,8 +12,9 @@
 //     adapters arrive        u, W → s0 → λ    ◄────┘ where K and V were
 //                            h;  O += λ h B + λ b
 //
-// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 48 KB for bf16 at head_dim 128. Two barriers a tile:
-// one after K has arrived, which also says that all warps are done with V, and one after V has, likewise for K.
+// Shared memory: Q [rows], K [keys], V [keys], each of head_dim columns; 48 KB for bf16 at head_dim 128, 66 KB with wide tiles. O
+// leaves by way of where Q was. Two barriers a tile: one after K has arrived, which also says that all warps are done with V, and
+// one after V has, likewise for K.
 //
 // A masked tile whose V holds a NaN or an infinity is poisoned: 0·NaN would reach rows that must not see it. That product leaves
 // hidden pairs out one by one (add_visible_staged), with P in shared memory and a barrier more. Rare, and slow.

@@ -9,9 +9,9 @@
 // warps     of a block
 // blocks    that should fit a multiprocessor at once (the compiler's register limit follows from it)
 //
-// The instance is called pass_type_dhead_dim, such as forward_bf16_d128. Tiles fit the 99 KB of shared memory that every GPU has,
-// but for those of wide passes, which take up to 163 KB where there are so many. The forward has none of these: registers, not
-// shared memory, bound its tiles.
+// The instance is called pass_type_dhead_dim, such as forward_bf16_d128. Tiles fit the 99 KB of shared memory that every GPU has.
+// Those of wide passes are for GPUs of data centres (sm_80, 90, 100), whose blocks may have 163 KB or more: there a block of the
+// backward has room for dS, and two blocks of the forward have room for 64 keys each.
 #pragma once
 
 // clang-format off

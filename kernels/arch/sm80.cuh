@@ -143,12 +143,6 @@ DEVICE float sqrt_accurate(float x) { return ::sqrtf(x); }
 // One rounding, and two: the compiler neither splits the first nor fuses the second with an addition.
 DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
 DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
-// max.NaN.f32 (9.7.3.12): a NaN where one of them is.
-DEVICE float maximum_or_nan(float a, float b) {
-    float r;
-    asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-}
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
 DEVICE float infinity() { return as_float(0x7f800000u); }

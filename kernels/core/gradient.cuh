@@ -12,8 +12,7 @@
 
 namespace inducer {
 
-// What a tile needs to know of its queries. Those that do not exist, or see nothing, have lse = ∞, which makes P = 0. Where w is a
-// NaN, lse is one in its place: P then is where it is seen, and w and D′ are 0.
+// What a tile needs to know of its queries. Those that do not exist, or see nothing, have lse = ∞, which makes P = 0.
 template <int Rows>
 struct RowStatistics {
     float lse[Rows];        // in units of log 2
@@ -151,8 +150,7 @@ DEVICE void mark_dropped(float (&s)[MT][NT][4], const Problem& p, u32 stream, u3
     }
 }
 
-// to ← w m̃∘P times `scale`, of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P. Weights are
-// finite (RowStatistics), so that nothing is taken of what is hidden.
+// to ← w m̃∘P times `scale`, of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P.
 template <int MT, int NT, int Rows>
 DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][NT][4], const RowStatistics<Rows>& rows,
                                    int first_row, int nt, float scale) {
@@ -164,17 +162,18 @@ DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][N
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int e = 0; e < 4; ++e) {
-                to[mt][block][e] = maximum_or_nan(s[mt][nt + block][e], 0.0f) * (e % 2 == 0 ? weight.x : weight.y);
+                float x = s[mt][nt + block][e];
+                // Nothing of what is hidden or dropped, whatever the weight.
+                to[mt][block][e] = x <= 0.0f ? 0.0f : x * (e % 2 == 0 ? weight.x : weight.y);
             }
         }
     }
 }
 
-// dP ← dS, for columns of P from 8·`first_tile` on. `first_row` is dP's first. `careful`: some pairs are hidden, where dS is 0
-// whatever dP is, or dropped.
+// dP ← dS, for columns of P from 8·`first_tile` on; 0 where P is, whatever dP is there. `first_row` is dP's first.
 template <int MT, int Tiles, int NT, int Rows>
 DEVICE void score_gradients(float (&dp)[MT][Tiles][4], const float (&s)[MT][NT][4], int first_tile,
-                            const RowStatistics<Rows>& rows, int first_row, bool careful) {
+                            const RowStatistics<Rows>& rows, int first_row) {
     UNROLL
     for (int nt = 0; nt < Tiles; ++nt) {
         f32x2 weight = rows.pair(rows.weight, first_row + fragment_column(nt, 0));
@@ -183,15 +182,10 @@ DEVICE void score_gradients(float (&dp)[MT][Tiles][4], const float (&s)[MT][NT][
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int e = 0; e < 4; ++e) {
-                const float x = s[mt][first_tile + nt][e], w = e % 2 == 0 ? weight.x : weight.y;
-                const float c = e % 2 == 0 ? -constant.x : -constant.y;
-                float& value = dp[mt][nt][e];
-                if (careful) {
-                    const float inner = fused_multiply_add(x < 0.0f ? 0.0f : w, value, c);
-                    value = x == 0.0f ? 0.0f : ::fabsf(x) * inner;
-                } else {
-                    value = x * fused_multiply_add(w, value, c);
-                }
+                float x = s[mt][first_tile + nt][e];
+                float kept = x < 0.0f ? 0.0f : (e % 2 == 0 ? weight.x : weight.y);
+                float inner = fused_multiply_add(kept, dp[mt][nt][e], e % 2 == 0 ? -constant.x : -constant.y);
+                dp[mt][nt][e] = x == 0.0f ? 0.0f : ::fabsf(x) * inner;
             }
         }
     }
