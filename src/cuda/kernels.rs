@@ -62,7 +62,7 @@ impl Kernel {
     }
 
     /// What one block would have to be allowed to have where a multiprocessor has room for [`Kernel::blocks`] of these: it keeps
-    /// [`RESERVED_SHARED`] bytes for itself with each, and has so many more than a block may have.
+    /// 1 KB for itself with each, and has so much more than a block may have.
     pub fn shared_bytes_of_blocks(&self) -> u32 {
         self.blocks * (self.shared_bytes() + RESERVED_SHARED) - RESERVED_SHARED
     }
