@@ -61,8 +61,7 @@ struct ForwardTile {
     static_assert(Rows % (16 * Warps) == 0 && 2 * Keys >= kStageRows, "a warp owns whole blocks, a stage fits");
 };
 
-// Stores this warp's rows of an accumulator, times a factor per row. Rows from `rows` on and columns from head_dim on are not
-// stored.
+// Stores this warp's rows of an accumulator. Rows from `rows` on and columns from head_dim on are not stored.
 template <class T, int MT, int OT>
 DEVICE void store_rows(T* to, i64 stride, const float (&o)[MT][OT][4], int first_row, i32 rows, i32 head_dim) {
     UNROLL
@@ -274,6 +273,13 @@ DEVICE void forward(const ForwardParams& params) {
     }
     float lse[MT][2], factor[MT][2];
     softmax.finish(lse, factor, scale);
+    if (p.flags & kDropout) {
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) factor[mt][half] *= p.dropout_scale;
+        }
+    }
 
     // Multiplies O's rows.
     auto scale_rows = [&](const float(&by)[MT][2]) {

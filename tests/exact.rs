@@ -443,6 +443,29 @@ fn small_gradients_keep_their_digits() {
     }
 }
 
+/// Of a row whose later keys score 2^7.8 times higher than the first ones, dropout keeps one in 333, and gives it 333 times the
+/// weight: f16 holds O, but not the product of the two.
+#[test]
+fn f16_holds_what_heavy_dropout_keeps() {
+    let mut case =
+        Case { kv_heads: 1, rows: 64, keys: 200, head_dim: 128, dtype: DType::F16, ..Case::default() };
+    case.config.dropout = Some(Dropout { p: 0.997, seed: 1 });
+    let mut inputs = case.build();
+    let (q, k) = (inputs.q.clone(), inputs.k.clone());
+    inputs.spoil_rows(&q, 1.0, |_, _| true);
+    inputs.spoil_rows(&k, 0.0, |_, key| key < 64);
+    inputs.spoil_rows(&k, 7.8 * 2f64.ln() / 128f64.sqrt(), |_, key| key >= 64);
+    let judge = Judge::of(&inputs).unwrap();
+    for_each_backend(&inputs, |backend| {
+        let forward = run_both(backend, &inputs)?.forward;
+        for (name, x) in forward.named() {
+            judge.output(name, &x).map_err(|e| TestCaseError::fail(format!("{}: {e}", backend.name())))?;
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Every dimension that may be 0 is 0, together with every member of the family.
 #[test]
 fn dimensions_of_zero() {

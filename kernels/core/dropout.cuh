@@ -30,9 +30,9 @@ DEVICE Philox philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
     return {{c0, c1, c2, c3}};
 }
 
-// Factors of a 16×16 block of probabilities: entries [0..4] belong to this lane's block of columns 0 to 7, [4..8] to columns 8
+// What is kept of a 16×16 block of probabilities, 1 or 0: entries [0..4] belong to this lane's block of columns 0 to 7, [4..8] to columns 8
 // to 15, each in the order of an accumulator. `row` and `column` are the block's first, multiples of 16.
-DEVICE void dropout_factors(float (&factor)[8], const Problem& p, u32 stream, u32 head, i32 row, i32 column) {
+DEVICE void kept_entries(float (&kept)[8], const Problem& p, u32 stream, u32 head, i32 row, i32 column) {
     Philox bits = philox(static_cast<u32>(column / 16 * 4 + lane_index() % 4), static_cast<u32>(row / 16 * 8 + lane_row()),
                          head, stream, p.dropout_key[0], p.dropout_key[1]);
     UNROLL
@@ -41,24 +41,24 @@ DEVICE void dropout_factors(float (&factor)[8], const Problem& p, u32 stream, u3
         for (int half = 0; half < 2; ++half) {
             UNROLL
             for (int e = 0; e < 2; ++e) {
-                bool kept = bits.entry(half * 4 + block * 2 + e) < p.dropout_threshold;
-                factor[block * 4 + half * 2 + e] = kept ? p.dropout_scale : 0.0f;
+                const u32 entry = bits.entry(half * 4 + block * 2 + e);
+                kept[block * 4 + half * 2 + e] = entry < p.dropout_threshold ? 1.0f : 0.0f;
             }
         }
     }
 }
 
-// Multiplies a warp's accumulator by its dropout factors.
+// Drops entries of a warp's accumulator. Those that are kept are not scaled: f16 might not hold them.
 template <int MT, int NT>
 DEVICE void apply_dropout(float (&c)[MT][NT][4], const Problem& p, u32 stream, u32 head, i32 first_row, i32 first_column) {
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
         for (int np = 0; np < NT / 2; ++np) {
-            float factor[8];
-            dropout_factors(factor, p, stream, head, first_row + mt * 16, first_column + np * 16);
+            float kept[8];
+            kept_entries(kept, p, stream, head, first_row + mt * 16, first_column + np * 16);
             UNROLL
-            for (int e = 0; e < 8; ++e) c[mt][2 * np + e / 4][e % 4] *= factor[e];
+            for (int e = 0; e < 8; ++e) c[mt][2 * np + e / 4][e % 4] *= kept[e];
         }
     }
 }

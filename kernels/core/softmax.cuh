@@ -16,7 +16,7 @@ constexpr float kSlack = kIsWide<OutputTiles> ? 8.0f : 0.0f;
 // product scale·max, the same number for all keys of a row and for lse, so that its rounding error cancels.
 template <int MT>
 struct OnlineSoftmax {
-    float maximum[MT][2];   // of raw scores, or less by kSlack at most; −∞ while the row has seen nothing
+    float maximum[MT][2];   // of raw scores, or less by kSlack / scale at most; −∞ while the row has seen nothing
     float* sums;            // of this lane's columns, one for each of its rows, `stride` from each other
     int stride;
 

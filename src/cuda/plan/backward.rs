@@ -86,7 +86,7 @@ impl Sizes {
         let row_tiles = tiles(lists.max_rows, main.rows);
         let prepare_tiles = tiles(lists.max_rows, prepare.rows);
         let tasks = lists.parts() * prepare_tiles;
-        // Blocks all run at once, so that none begins when the others are done.
+        // As many blocks as that GPU runs at once, or a multiple: none begins when most of the others are done.
         let at_once = MULTIPROCESSORS * prepare.blocks as usize;
         let chunks = (BLOCKS / at_once * at_once / heads).min(tasks).max(1);
         let partial_size = partial_size(problem);
@@ -105,7 +105,7 @@ impl Sizes {
         let gradient_blocks = if lists.packed() {
             problem.rows() / GRADIENT_ROWS + lists.sequences + 1
         } else {
-            sequence_blocks
+            sequence_blocks.min(problem.rows().div_ceil(GRADIENT_ROWS))
         };
         let floats = |n: usize| n.saturating_mul(size_of::<f32>());
         Self {
