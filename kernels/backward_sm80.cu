@@ -15,15 +15,15 @@
 //     ──────────────────────────────────────────────────────────┘
 //     dK, dV are written
 //
-// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. dQ is gathered in f32 in global
-// memory, laid out as fragments are (core/query_gradient.cuh), and in a fixed order, so that sums do not depend on which block is
-// faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before
-// its own have. A tile of keys visits a tile of queries if and only if some row of it sees some key of the other; those that
-// visit one are neighbours. First add the tiles of the prefix, then the last visitor, and so on to the first: where the mask is
-// causal, that is the order in which they come by, and nobody waits long. Blocks draw their tasks from `ticket` in the same
-// order: all that a tile waits for has been drawn by blocks that run already, so that whoever waits, waits for someone who can
-// go on. With a causal mask and three tiles of keys, tile 2 of the queries is visited by 2, 1, 0, which have the turns 0, 1, 2
-// behind the prefix's, and are drawn in this order.
+// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. dQ is gathered in f32 in
+// global memory, laid out as fragments are (core/query_gradient.cuh), and in a fixed order, so that sums do not depend on which
+// block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before its own have. A
+// tile of keys visits a tile of queries if and only if some row of it sees some key of the other; those that visit one are
+// neighbours. First add the tiles of the prefix, then the last visitor, and so on to the first: where the mask is causal, that
+// is the order in which they come by, and nobody waits long. Blocks draw their tasks from `ticket` in the same order: all that
+// a tile waits for has been drawn by blocks that run already, so that whoever waits, waits for someone who can go on. With a
+// causal mask and three tiles of keys, tile 2 of the queries is visited by 2, 1, 0, which have the turns 0, 1, 2 behind the
+// prefix's, and are drawn in this order.
 //
 // Gradients of the prefix are sums over sequences: each group has its own partial sum, and finish adds them up.
 //
