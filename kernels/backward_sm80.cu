@@ -358,9 +358,9 @@ DEVICE void backward(const BackwardParams& params) {
                     weighted(nt, [&](const auto& x) { store_scores(v_tile, x, first_row + nt * 8); });
                 }
                 sync_threads();
-                add_visible<T, D>(dv, own_columns(d_o_tile), 0, first_row, first_row + ScoreRows, seen_by, [&](int i, int j) {
-                    return to_float(*element_address<T, Rows>(v_tile, warp_key + i, j));
-                });
+                add_visible<T, D>(
+                    dv, own_columns(d_o_tile), 0, first_row, first_row + ScoreRows, lane_index_anew, seen_by,
+                    [&](int i, int j) { return to_float(*element_address<T, Rows>(v_tile, warp_key + i, j)); });
                 sync_threads();
                 load_keys(v_tile, p.v, p.prefix_v, item.sequence);
                 copy_commit();
@@ -397,9 +397,9 @@ DEVICE void backward(const BackwardParams& params) {
             for (int part = 0; part < Parts; ++part) store_scores(d_s_tile, dp[part], first_row + part * (ScoreRows / Parts));
             if (poisoned) {
                 sync_threads();
-                add_visible<T, D>(dk, own_columns(q_tile), 0, first_row, first_row + ScoreRows, seen_by, [&](int i, int j) {
-                    return to_float(*element_address<T, Rows>(d_s_tile, warp_key + i, j));
-                });
+                add_visible<T, D>(
+                    dk, own_columns(q_tile), 0, first_row, first_row + ScoreRows, lane_index_anew, seen_by,
+                    [&](int i, int j) { return to_float(*element_address<T, Rows>(d_s_tile, warp_key + i, j)); });
             } else {
                 UNROLL
                 for (int part = 0; part < Parts; ++part) {
@@ -435,7 +435,7 @@ DEVICE void backward(const BackwardParams& params) {
                 Interval seen = item.sequence.visible(item.row + query_row + i);
                 return Interval{seen.first - task.first_key, seen.end - task.first_key};
             };
-            add_visible<T, D>(dq, k_tile, query_column, 0, Keys, visible, [&](int i, int j) {
+            add_visible<T, D>(dq, k_tile, query_column, 0, Keys, lane_index_anew, visible, [&](int i, int j) {
                 return to_float(*element_address<T, Rows>(d_s_tile, j, query_row + i));
             });
         } else {
@@ -488,21 +488,31 @@ DEVICE void backward(const BackwardParams& params) {
         for (int half = 0; half < 2; ++half) {
             int local = warp_key + fragment_row(mt, half * 2);
             if (local >= keys) continue;
-            i64 key = static_cast<i64>(key_base) + task.first_key + local;
-            UNROLL
-            for (int ot = 0; ot < OT; ++ot) {
-                int column = warp_column + fragment_column(ot, 0);
-                if (column >= p.head_dim) continue;
-                float k0 = dk[mt][ot][half * 2] * p.scale, k1 = dk[mt][ot][half * 2 + 1] * p.scale;
-                float v0 = dv[mt][ot][half * 2] * value_scale, v1 = dv[mt][ot][half * 2 + 1] * value_scale;
-                if (task.is_prefix) {
-                    float* to = params.prefix_partials +
-                                prefix_partial(params, task.group, task.kv_head, task.first_key + local) + column;
-                    *reinterpret_cast<f32x2*>(to) = {k0, k1};
-                    *reinterpret_cast<f32x2*>(to + prefix_partial_size(params)) = {v0, v1};
-                } else {
-                    store_pair(row_address<T>(params.d_k, batch, task.kv_head, key) + column, k0, k1);
-                    store_pair(row_address<T>(params.d_v, batch, task.kv_head, key) + column, v0, v1);
+            // The pair of block `ot`, scaled.
+            auto of = [&](const float(&x)[MT][OT][4], int ot, float scale) {
+                return f32x2{x[mt][ot][half * 2] * scale, x[mt][ot][half * 2 + 1] * scale};
+            };
+            const int column = warp_column + lane_column(), columns = p.head_dim - column;
+            if (task.is_prefix) {
+                float* d_k = params.prefix_partials +
+                             prefix_partial(params, task.group, task.kv_head, task.first_key + local) + column;
+                float* d_v = d_k + prefix_partial_size(params);
+                UNROLL
+                for (int ot = 0; ot < OT; ++ot) {
+                    if (ot * 8 >= columns) continue;
+                    *reinterpret_cast<f32x2*>(d_k + ot * 8) = of(dk, ot, p.scale);
+                    *reinterpret_cast<f32x2*>(d_v + ot * 8) = of(dv, ot, value_scale);
+                }
+            } else {
+                const i64 key = static_cast<i64>(key_base) + task.first_key + local;
+                T* d_k = row_address<T>(params.d_k, batch, task.kv_head, key) + column;
+                T* d_v = row_address<T>(params.d_v, batch, task.kv_head, key) + column;
+                UNROLL
+                for (int ot = 0; ot < OT; ++ot) {
+                    if (ot * 8 >= columns) continue;
+                    const f32x2 k = of(dk, ot, p.scale), v = of(dv, ot, value_scale);
+                    store_pair(d_k + ot * 8, k.x, k.y);
+                    store_pair(d_v + ot * 8, v.x, v.y);
                 }
             }
         }

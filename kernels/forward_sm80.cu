@@ -148,6 +148,110 @@ DEVICE void clear_rows(const ForwardParams& params, i32 batch, i32 head, i32 beg
     }
 }
 
+// Multiplies O's rows.
+template <int MT, int OT>
+DEVICE void scale_rows(float (&o)[MT][OT][4], const float (&by)[MT][2]) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int ot = 0; ot < OT; ++ot) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) o[mt][ot][e] *= by[mt][e / 2];
+        }
+    }
+}
+
+// Takes the virtual token into O, which is attn before, and stores U where it is wanted. Two passes over the adapters' ranks: the
+// key's for s0, hence λ, then the value's. One loop, as every block goes through this code once, and fetching it is most of what it
+// costs. The first ranks of both adapters are staged at once, so that their loads are under way together. `stages` is where K and V
+// were. Collective for the block.
+template <class Tile, class T, int D, int MT, int OT, int Keys>
+DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], const ForwardParams& params,
+                              const ForwardTask<Keys>& task, const char* q_tile, char* stages, int warp_row) {
+    constexpr int Threads = Tile::kThreads;
+    const Problem& p = params.problem;
+    const Sequence& s = task.sequence;
+    const bool given = p.key_kind == kKeyLogitPerHead || p.key_kind == kKeyLogitPerToken;
+    float dot[MT][2] = {}, weight[MT][2];       // Q·P of the rows, in parts; m₀λ
+    if (!given) row_squares<T, D, MT>(dot, q_tile, warp_row);
+    bool both_staged = false;
+    NO_UNROLL
+    for (int pass = 0; pass < 2; ++pass) {
+        const bool is_value = pass == 1;
+        const Adapter& adapter = is_value ? p.value : p.key;
+        if (is_value) {
+            const bool keeps_rest = p.value_kind == kValueDirect || p.value_kind == kValueZero;
+            float rest[MT][2];
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) {
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const i32 at = minimum(task.row + warp_row + fragment_row(mt, half * 2), s.rows - 1);
+                    const float product = row_sum(dot[mt][half]);
+                    const auto w = VirtualWeight::of<T>(
+                        given ? given_logit<T>(p, s, task.head, at) : product * (adaptive_factor(p, s, at) * p.scale), lse[mt][half]);
+                    weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, task.dropout_head, at) : 1.0f);
+                    rest[mt][half] = w.rest;
+                }
+            }
+            if (keeps_rest) scale_rows(o, rest);
+        }
+        const i32 ranks = ranks_and_bias(adapter);
+        char* stage = stages + (Tile::kBothStages && is_value ? kStageRows * kRowBytes<T, D> : 0);
+        NO_UNROLL
+        for (i32 rank = 0; rank < ranks; rank += kChunk) {
+            if (rank > 0 || !both_staged) {
+                sync_threads();     // the memory is free
+                const bool both = Tile::kBothStages && !is_value && rank == 0 && p.value.rank > 0;
+                NO_UNROLL
+                for (int place = pass; place <= pass + both; ++place) {
+                    stage_adapter<T, D, Threads>(place > pass ? stage + kStageRows * kRowBytes<T, D> : stage,
+                                                 place > 0 ? p.value : p.key, task.head, rank, p.head_dim);
+                }
+                both_staged |= both;
+                sync_threads();
+            }
+            // u or h.
+            float unit[MT][kChunkTiles][4];
+            clear(unit);
+            RowsByRows<T, D, MT, kChunkTiles, 1>::add(unit, q_tile, warp_row, stage, 0);
+            hidden_units<T>(unit, adapter, task.head, rank, 1.0f);
+            if (!is_value) {
+                float w[MT][kChunkTiles][4];
+                clear(w);
+                RowsByRows<T, D, MT, kChunkTiles, 1>::add(w, q_tile, warp_row, stage, kChunk);
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    UNROLL
+                    for (int nt = 0; nt < kChunkTiles; ++nt) {
+                        UNROLL
+                        for (int e = 0; e < 4; ++e) {
+                            // Where there is no rank, W is what an infinite Q makes of zeros.
+                            const bool exists = rank + fragment_column(nt, e) < ranks;
+                            dot[mt][e / 2] = fused_multiply_add(unit[mt][nt][e], exists ? w[mt][nt][e] : 0.0f, dot[mt][e / 2]);
+                        }
+                    }
+                }
+                continue;
+            }
+            UNROLL
+            for (int mt = 0; mt < MT; ++mt) {
+                UNROLL
+                for (int nt = 0; nt < kChunkTiles; ++nt) {
+                    UNROLL
+                    for (int e = 0; e < 4; ++e) unit[mt][nt][e] *= weight[mt][e / 2];
+                }
+            }
+            if (p.value_kind == kValueExtended) {
+                T* u = row_address<T>(params.u, s.batch, task.head, static_cast<i64>(s.row_base) + task.row) + rank;
+                store_elements(u, params.u.row, unit, warp_row, task.rows, p.value.rank - rank);
+            } else {
+                FragmentsByTile<T, D, MT, kChunkTiles, OT>::add(o, unit, stage, kChunk);
+            }
+        }
+    }
+}
+
 template <class T, int D, int Rows, int Keys, int Warps>
 DEVICE void forward(const ForwardParams& params) {
     using Tile = ForwardTile<T, D, Rows, Keys, Warps>;
@@ -281,19 +385,8 @@ DEVICE void forward(const ForwardParams& params) {
         }
     }
 
-    // Multiplies O's rows.
-    auto scale_rows = [&](const float(&by)[MT][2]) {
-        UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
-            UNROLL
-            for (int ot = 0; ot < OT; ++ot) {
-                UNROLL
-                for (int e = 0; e < 4; ++e) o[mt][ot][e] *= by[mt][e / 2];
-            }
-        }
-    };
     const i64 first_row = static_cast<i64>(s.row_base) + task.row;
-    scale_rows(factor);
+    scale_rows(o, factor);
     if (params.lse.data != nullptr && lane_index() % 4 == 0) {
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
@@ -308,54 +401,7 @@ DEVICE void forward(const ForwardParams& params) {
         store_rows(row_address<T>(params.attn, s.batch, task.head, first_row), params.attn.row, o, warp_row, task.rows, p.head_dim);
     }
 
-    if (p.key_kind != kKeyNone) {
-        char* key_stage = k_tile;
-        char* value_stage = Tile::kBothStages ? k_tile + kStageRows * kRowBytes<T, D> : k_tile;
-        float s0[MT][2], weight[MT][2];
-        virtual_scores<T, D, MT, Threads>(s0, p, s, task.head, q_tile, key_stage, warp_row, task.row, [&] {
-            if (Tile::kBothStages && p.value.rank > 0) {
-                stage_adapter<T, D, Threads>(value_stage, p.value, task.head, 0, p.head_dim);
-            }
-        });
-        const bool keeps_rest = p.value_kind == kValueDirect || p.value_kind == kValueZero;
-        UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const auto w = VirtualWeight::of<T>(s0[mt][half], lse[mt][half]);
-                i32 at = task.row + warp_row + fragment_row(mt, half * 2);
-                weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, task.dropout_head, at) : 1.0f);
-                factor[mt][half] = keeps_rest ? w.rest : 1.0f;
-            }
-        }
-        if (keeps_rest) scale_rows(factor);
-        const i32 ranks = ranks_and_bias(p.value);
-        for (i32 rank = 0; rank < ranks; rank += kChunk) {
-            if (!Tile::kBothStages || rank > 0) {
-                sync_threads();
-                stage_adapter<T, D, Threads>(value_stage, p.value, task.head, rank, p.head_dim);
-                sync_threads();
-            }
-            float h[MT][kChunkTiles][4];
-            clear(h);
-            RowsByRows<T, D, MT, kChunkTiles, 1>::add(h, q_tile, warp_row, value_stage, 0);
-            hidden_units<T>(h, p.value, task.head, rank, 1.0f);
-            UNROLL
-            for (int mt = 0; mt < MT; ++mt) {
-                UNROLL
-                for (int nt = 0; nt < kChunkTiles; ++nt) {
-                    UNROLL
-                    for (int e = 0; e < 4; ++e) h[mt][nt][e] *= weight[mt][e / 2];
-                }
-            }
-            if (p.value_kind == kValueExtended) {
-                T* u = row_address<T>(params.u, s.batch, task.head, first_row) + rank;
-                store_elements(u, params.u.row, h, warp_row, task.rows, p.value.rank - rank);
-                continue;
-            }
-            FragmentsByTile<T, D, MT, kChunkTiles, OT>::add(o, h, value_stage, kChunk);
-        }
-    }
+    if (p.key_kind != kKeyNone) add_virtual_token<Tile, T, D>(o, lse, params, task, q_tile, k_tile, warp_row);
     // Q is not needed any more.
     store_rows_staged<T, D>(row_address<T>(params.o, s.batch, task.head, first_row), params.o.row, o, q_tile, warp_row, task.rows,
                             p.head_dim);

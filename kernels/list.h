@@ -23,7 +23,7 @@
     X(forward, f16, 128, 128, 32, 4, 2) \
     X(forward, f16, 256, 64, 32, 4, 2) \
     X(forward, f32, 64, 64, 64, 4, 2) \
-    X(forward, f32, 128, 64, 32, 4, 2) \
+    X(forward, f32, 128, 64, 32, 4, 3) \
     X(forward, f32, 256, 64, 16, 4, 2)
 
 #define FORWARD_WIDE_KERNELS(X) \

@@ -31,38 +31,55 @@ struct alignas(4 * sizeof(S)) Four {
     S x[4];
 };
 
-// Four parameters that are neighbours in memory, `count` of which exist (any number; the others are 0), with one load or four.
-template <class S, bool Aligned>
-DEVICE Four<S> load_four(const S* from, int count) {
-    Four<S> x{};
-    if constexpr (Aligned) {
-        if (count > 0) x = *reinterpret_cast<const Four<S>*>(from);
-    } else {
+// How parameters are read: a type, or whichever of two `is_f32` says. Four neighbours, of which `count` exist (any number; the
+// others are 0), from element `index` on; a thread reads up to kAtOnce fours before it needs the first.
+template <class S>
+struct AlignedParameters {
+    static constexpr int kAtOnce = 8;
+    const S* data;
+
+    DEVICE AlignedParameters(const void* data, bool) : data(static_cast<const S*>(data)) {}
+    DEVICE Four<S> four(i64 index, int count) const {
+        Four<S> x{};
+        if (count > 0) x = *reinterpret_cast<const Four<S>*>(data + index);
+        return x;
+    }
+};
+template <class T>
+struct AnyParameters {
+    static constexpr int kAtOnce = 1;
+    const void* data;
+    bool is_f32;
+
+    DEVICE AnyParameters(const void* data, bool is_f32) : data(data), is_f32(is_f32) {}
+    DEVICE Four<float> four(i64 index, int count) const {
+        Four<float> x{};
         UNROLL
         for (int i = 0; i < 4; ++i) {
-            if (i < count) x.x[i] = from[i];
+            if (i < count) x.x[i] = parameter<T>(data, index + i, is_f32);
         }
+        return x;
     }
-    return x;
-}
+};
 
-// stage_adapter for parameters of type S. `Aligned`: ranks and addresses are such that four neighbours are one load. Every block
-// does this once, and waits for it: all loads are under way before the first is needed, and the code is short, as it is fetched
-// for this one time.
-template <class T, class S, bool Aligned, int D, int Threads>
+// stage_adapter for parameters that are read as `Parameters` says. Every block does this once, and waits for it: loads are under way
+// before the first is needed, and the code is short, as it is fetched for this one time.
+template <class T, class Parameters, int D, int Threads>
 DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
     constexpr int each = D * kChunk / 4 / Threads;      // fours of a thread
-    constexpr int batch = Aligned ? each : 1;
+    constexpr int batch = each < Parameters::kAtOnce ? each : Parameters::kAtOnce;
     static_assert(D * kChunk % (4 * Threads) == 0 && D % 4 == 0, "threads have the same number of fours");
+    static_assert(each % batch == 0);
     const int ranks = adapter.rank - rank, thread = static_cast<int>(thread_index());
-    const S* down = static_cast<const S*>(adapter.down_weight) + head * adapter.down_weight_head + rank;
+    const Parameters down(adapter.down_weight, adapter.is_f32);
+    const i64 down_first = head * adapter.down_weight_head + rank;
     NO_UNROLL
     for (int first = thread; first < each * Threads; first += batch * Threads) {
-        Four<S> x[batch];
+        decltype(down.four(0, 0)) x[batch];
         UNROLL
         for (int i = 0; i < batch; ++i) {
             const int column = (first + i * Threads) % D, j = (first + i * Threads) / D * 4;
-            x[i] = load_four<S, Aligned>(down + column * adapter.down_weight_row + j, column < head_dim ? ranks - j : 0);
+            x[i] = down.four(down_first + column * adapter.down_weight_row + j, column < head_dim ? ranks - j : 0);
         }
         UNROLL
         for (int i = 0; i < batch; ++i) {
@@ -72,16 +89,17 @@ DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 
         }
     }
     if (adapter.up_weight == nullptr) return;
-    const S* up = static_cast<const S*>(adapter.up_weight) + head * adapter.up_weight_head + rank * adapter.up_weight_row;
-    const S* bias = static_cast<const S*>(adapter.up_bias) + head * adapter.up_bias_head;
+    const i64 up_first = head * adapter.up_weight_head + rank * adapter.up_weight_row, bias_first = head * adapter.up_bias_head;
     NO_UNROLL
     for (int first = thread; first < each * Threads; first += batch * Threads) {
-        Four<S> x[batch];
+        decltype(down.four(0, 0)) x[batch];
         UNROLL
         for (int i = 0; i < batch; ++i) {
             const int column = (first + i * Threads) % (D / 4) * 4, j = (first + i * Threads) / (D / 4);
-            const S* from = j == ranks ? bias : up + j * adapter.up_weight_row;
-            x[i] = load_four<S, Aligned>(from + column, j <= ranks ? head_dim - column : 0);
+            const bool is_bias = j == ranks;
+            const Parameters from(is_bias ? adapter.up_bias : adapter.up_weight, adapter.is_f32);
+            x[i] = from.four((is_bias ? bias_first : up_first + j * adapter.up_weight_row) + column,
+                             j <= ranks ? head_dim - column : 0);
         }
         UNROLL
         for (int i = 0; i < batch; ++i) {
@@ -110,19 +128,17 @@ DEVICE i32 ranks_and_bias(const Adapter& adapter) { return adapter.rank + (adapt
 // block take part; a barrier must follow.
 template <class T, int D, int Threads>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
-    if (adapter.is_f32) {
-        if (in_fours<float>(adapter)) {
-            stage_adapter_of<T, float, true, D, Threads>(stage, adapter, head, rank, head_dim);
-        } else {
-            stage_adapter_of<T, float, false, D, Threads>(stage, adapter, head, rank, head_dim);
-        }
-    } else if constexpr (sizeof(T) == 2) {
-        if (in_fours<T>(adapter)) {
-            stage_adapter_of<T, T, true, D, Threads>(stage, adapter, head, rank, head_dim);
-        } else {
-            stage_adapter_of<T, T, false, D, Threads>(stage, adapter, head, rank, head_dim);
+    if (adapter.is_f32 && in_fours<float>(adapter)) {
+        stage_adapter_of<T, AlignedParameters<float>, D, Threads>(stage, adapter, head, rank, head_dim);
+        return;
+    }
+    if constexpr (sizeof(T) == 2) {
+        if (!adapter.is_f32 && in_fours<T>(adapter)) {
+            stage_adapter_of<T, AlignedParameters<T>, D, Threads>(stage, adapter, head, rank, head_dim);
+            return;
         }
     }
+    stage_adapter_of<T, AnyParameters<T>, D, Threads>(stage, adapter, head, rank, head_dim);
 }
 
 // tanh z = 1 − 2 / (1 + exp(2z)), good to 1e-6 of its value, which is enough where it is rounded to 16 bits: where the difference
@@ -243,67 +259,5 @@ struct VirtualWeight {
         return {off ? 0.0f : sigmoid<T>(s0 - lse), off ? 1.0f : sigmoid<T>(lse - s0)};
     }
 };
-
-// Scores of the virtual token for this warp's rows, the same in all four lanes of a row. `q` is the tile of queries, `stage`
-// room for kStageRows rows, `first_row` the warp's first row in the tile, `row` the tile's first in the sequence. Collective
-// for the block; begins with a barrier, after which the stage is overwritten. `prefetch` is called before the next barrier, so
-// that what it stages is there on return.
-template <class T, int D, int MT, int Threads, class Prefetch>
-DEVICE void virtual_scores(float (&s0)[MT][2], const Problem& p, const Sequence& s, i32 head, const char* q, char* stage,
-                           int first_row, i32 row, Prefetch prefetch) {
-    sync_threads();     // Q is here, whatever ran before; the stage's memory is free
-    if (p.key_kind == kKeyLogitPerHead || p.key_kind == kKeyLogitPerToken) {
-        prefetch();
-        sync_threads();
-        UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                i32 at = minimum(row + first_row + fragment_row(mt, half * 2), s.rows - 1);
-                s0[mt][half] = given_logit<T>(p, s, head, at);
-            }
-        }
-        return;
-    }
-    row_squares<T, D, MT>(s0, q, first_row);
-    const i32 ranks = ranks_and_bias(p.key);
-    if (ranks == 0) {
-        prefetch();
-        sync_threads();
-    }
-    NO_UNROLL
-    for (i32 rank = 0; rank < ranks; rank += kChunk) {
-        if (rank > 0) sync_threads();
-        stage_adapter<T, D, Threads>(stage, p.key, head, rank, p.head_dim);
-        if (rank == 0) prefetch();
-        sync_threads();
-        float u[MT][kChunkTiles][4], w[MT][kChunkTiles][4];
-        clear(u);
-        clear(w);
-        RowsByRows<T, D, MT, kChunkTiles, 1>::add(u, q, first_row, stage, 0);
-        RowsByRows<T, D, MT, kChunkTiles, 1>::add(w, q, first_row, stage, kChunk);
-        hidden_units<T>(u, p.key, head, rank, 1.0f);
-        UNROLL
-        for (int mt = 0; mt < MT; ++mt) {
-            UNROLL
-            for (int nt = 0; nt < kChunkTiles; ++nt) {
-                UNROLL
-                for (int e = 0; e < 4; ++e) {
-                    // Where there is no rank, W is what an infinite Q makes of zeros.
-                    bool exists = rank + fragment_column(nt, e) < ranks;
-                    s0[mt][e / 2] = fused_multiply_add(u[mt][nt][e], exists ? w[mt][nt][e] : 0.0f, s0[mt][e / 2]);
-                }
-            }
-        }
-    }
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            i32 at = minimum(row + first_row + fragment_row(mt, half * 2), s.rows - 1);
-            s0[mt][half] = row_sum(s0[mt][half]) * (adaptive_factor(p, s, at) * p.scale);
-        }
-    }
-}
 
 }  // namespace inducer

@@ -67,7 +67,7 @@ DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
     if (!(p.flags & kAlibi)) return;
     // Offsets of more than 2^30 do not fit; no sequence is so much longer than the other. Distances are exact up to 2^24.
     const i32 start = clamp64(x.sequence.position(x.first_row) - x.first_key, -(1 << 30), 1 << 30);
-    const int lane = static_cast<int>(thread_index_anew() % 32);
+    const int lane = lane_index_anew();
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
@@ -88,7 +88,7 @@ DEVICE void transform_scores(float (&s)[MT][NT][4], const ScoreContext& x) {
 // Scores of keys that a row does not see become −∞. `visible(row)` gives the interval of columns that a row of this warp sees.
 template <int MT, int NT, class Visible>
 DEVICE void mask_scores(float (&s)[MT][NT][4], Visible visible) {
-    const int lane = static_cast<int>(thread_index_anew() % 32), own_column = lane % 4 * 2;
+    const int lane = lane_index_anew(), own_column = lane % 4 * 2;
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
