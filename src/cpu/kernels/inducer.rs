@@ -239,7 +239,11 @@ pub(crate) unsafe fn inducer_backward<V: Vector>(t: &InducerGradientTile) {
     }
 }
 
-/// `out[lane] = Σ_r a[r][lane]·b[r][lane]` over `rows` rows.
+/// Sums of [`dot_rows`] that run beside each other.
+const CHAINS: usize = 4;
+
+/// `out[lane] = Σ_r a[r][lane]·b[r][lane]` over `rows` rows. Every fourth row is summed by itself: dO·O is what dO·Δ cancels
+/// against, and the error of one chain over all rows would be twice as large.
 ///
 /// # Safety
 /// As for [`inducer_forward`].
@@ -253,11 +257,17 @@ pub(crate) unsafe fn dot_rows<V: Vector>(
 ) {
     let mut lane = 0;
     while lane < lanes {
-        let mut sum = V::zero();
-        for r in 0..rows {
-            sum = V::fma(V::load(a.add(r * lanes + lane)), V::load(b.add(r * lanes + lane)), sum);
+        let mut sums = [V::zero(); CHAINS];
+        let mut r = 0;
+        while r < rows {
+            for (chain, sum) in sums.iter_mut().enumerate().take(rows - r) {
+                let at = (r + chain) * lanes + lane;
+                *sum = V::fma(V::load(a.add(at)), V::load(b.add(at)), *sum);
+            }
+            r += CHAINS;
         }
-        sum.store(out.add(lane));
+        let [s0, s1, s2, s3] = sums;
+        V::add(V::add(s0, s1), V::add(s2, s3)).store(out.add(lane));
         lane += V::LANES;
     }
 }
