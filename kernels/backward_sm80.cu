@@ -488,8 +488,7 @@ DEVICE void backward(const BackwardParams& params) {
         for (int half = 0; half < 2; ++half) {
             int local = warp_key + fragment_row(mt, half * 2);
             if (local >= keys) continue;
-            // The pair of block `ot`, scaled.
-            auto of = [&](const float(&x)[MT][OT][4], int ot, float scale) {
+            auto scaled_pair = [&](const float(&x)[MT][OT][4], int ot, float scale) {
                 return f32x2{x[mt][ot][half * 2] * scale, x[mt][ot][half * 2 + 1] * scale};
             };
             const int column = warp_column + lane_column(), columns = p.head_dim - column;
@@ -500,8 +499,8 @@ DEVICE void backward(const BackwardParams& params) {
                 UNROLL
                 for (int ot = 0; ot < OT; ++ot) {
                     if (ot * 8 >= columns) continue;
-                    *reinterpret_cast<f32x2*>(d_k + ot * 8) = of(dk, ot, p.scale);
-                    *reinterpret_cast<f32x2*>(d_v + ot * 8) = of(dv, ot, value_scale);
+                    *reinterpret_cast<f32x2*>(d_k + ot * 8) = scaled_pair(dk, ot, p.scale);
+                    *reinterpret_cast<f32x2*>(d_v + ot * 8) = scaled_pair(dv, ot, value_scale);
                 }
             } else {
                 const i64 key = static_cast<i64>(key_base) + task.first_key + local;
@@ -510,7 +509,7 @@ DEVICE void backward(const BackwardParams& params) {
                 UNROLL
                 for (int ot = 0; ot < OT; ++ot) {
                     if (ot * 8 >= columns) continue;
-                    const f32x2 k = of(dk, ot, p.scale), v = of(dv, ot, value_scale);
+                    const f32x2 k = scaled_pair(dk, ot, p.scale), v = scaled_pair(dv, ot, value_scale);
                     store_pair(d_k + ot * 8, k.x, k.y);
                     store_pair(d_v + ot * 8, v.x, v.y);
                 }

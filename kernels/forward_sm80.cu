@@ -163,8 +163,8 @@ DEVICE void scale_rows(float (&o)[MT][OT][4], const float (&by)[MT][2]) {
 
 // Takes the virtual token into O, which is attn before, and stores U where it is wanted. Two passes over the adapters' ranks: the
 // key's for s0, hence λ, then the value's. One loop, as every block goes through this code once, and fetching it is most of what it
-// costs. The first ranks of both adapters are staged at once, so that their loads are under way together. `stages` is where K and V
-// were. Collective for the block.
+// costs. Where both adapters have room, their first ranks are staged between the same two barriers. `stages` is where K and V were.
+// Collective for the block.
 template <class Tile, class T, int D, int MT, int OT, int Keys>
 DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], const ForwardParams& params,
                               const ForwardTask<Keys>& task, const char* q_tile, char* stages, int warp_row) {
@@ -173,8 +173,10 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
     const Sequence& s = task.sequence;
     const bool given = p.key_kind == kKeyLogitPerHead || p.key_kind == kKeyLogitPerToken;
     float dot[MT][2] = {}, weight[MT][2];       // Q·P of the rows, in parts; m₀λ
+    // Where an adapter is staged: the key's is 0, the value's 1.
+    auto stage_of = [&](int which) { return stages + (Tile::kBothStages ? which * kStageRows * kRowBytes<T, D> : 0); };
+    bool value_is_staged = false;
     if (!given) row_squares<T, D, MT>(dot, q_tile, warp_row);
-    bool both_staged = false;
     NO_UNROLL
     for (int pass = 0; pass < 2; ++pass) {
         const bool is_value = pass == 1;
@@ -188,8 +190,9 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
                 for (int half = 0; half < 2; ++half) {
                     const i32 at = minimum(task.row + warp_row + fragment_row(mt, half * 2), s.rows - 1);
                     const float product = row_sum(dot[mt][half]);
-                    const auto w = VirtualWeight::of<T>(
-                        given ? given_logit<T>(p, s, task.head, at) : product * (adaptive_factor(p, s, at) * p.scale), lse[mt][half]);
+                    const float s0 =
+                        given ? given_logit<T>(p, s, task.head, at) : product * (adaptive_factor(p, s, at) * p.scale);
+                    const auto w = VirtualWeight::of<T>(s0, lse[mt][half]);
                     weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, task.dropout_head, at) : 1.0f);
                     rest[mt][half] = w.rest;
                 }
@@ -197,18 +200,18 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
             if (keeps_rest) scale_rows(o, rest);
         }
         const i32 ranks = ranks_and_bias(adapter);
-        char* stage = stages + (Tile::kBothStages && is_value ? kStageRows * kRowBytes<T, D> : 0);
+        const char* stage = stage_of(pass);
         NO_UNROLL
         for (i32 rank = 0; rank < ranks; rank += kChunk) {
-            if (rank > 0 || !both_staged) {
+            if (rank > 0 || !(is_value && value_is_staged)) {
                 sync_threads();     // the memory is free
-                const bool both = Tile::kBothStages && !is_value && rank == 0 && p.value.rank > 0;
+                const bool with_value = Tile::kBothStages && !is_value && rank == 0 && p.value.rank > 0;
+                const int last = with_value ? 1 : pass;
                 NO_UNROLL
-                for (int place = pass; place <= pass + both; ++place) {
-                    stage_adapter<T, D, Threads>(place > pass ? stage + kStageRows * kRowBytes<T, D> : stage,
-                                                 place > 0 ? p.value : p.key, task.head, rank, p.head_dim);
+                for (int which = pass; which <= last; ++which) {
+                    stage_adapter<T, D, Threads, 4>(stage_of(which), which == 0 ? p.key : p.value, task.head, rank, p.head_dim);
                 }
-                both_staged |= both;
+                value_is_staged = value_is_staged || with_value;
                 sync_threads();
             }
             // u or h.

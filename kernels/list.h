@@ -7,7 +7,7 @@
 // rows      queries of a tile
 // keys      keys of a tile (0 where the pass has none)
 // warps     of a block
-// blocks    that should fit a multiprocessor at once (the compiler's register limit follows from it)
+// blocks    that should fit a multiprocessor at once, on GPUs with the most shared memory (the compiler's register limit follows)
 //
 // The instance is called pass_type_dhead_dim, such as forward_bf16_d128. Tiles fit the 99 KB of shared memory that every GPU has.
 // Those of wide passes are for GPUs of data centres (sm_80, 90, 100), whose blocks may have 163 KB or more: there a block of the

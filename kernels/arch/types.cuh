@@ -5,7 +5,6 @@
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__
-#define COLD __device__ __noinline__
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")
 // The entry of a kernel: its name, the struct it takes, threads of a block, blocks that a multiprocessor should hold, bytes of

@@ -1,4 +1,4 @@
-// The virtual token of a tile of queries: its score s0, its weight λ, its hidden units h.
+// What the virtual token of a tile of queries is made of: staged adapters, hidden units, Q·Q, τ, given logits, λ.
 //
 // Adapters are staged in shared memory as rows that look like keys and values, kChunk ranks at a time:
 //
@@ -31,14 +31,13 @@ struct alignas(4 * sizeof(S)) Four {
     S x[4];
 };
 
-// How parameters are read: a type, or whichever of two `is_f32` says. Four neighbours, of which `count` exist (any number; the
-// others are 0), from element `index` on; a thread reads up to kAtOnce fours before it needs the first.
+// Two ways to read four parameters that are neighbours, from element `index` on, of which `count` exist (any number; the others are
+// 0): in one load, of a type known here, or one by one, of the type that `is_f32` says.
 template <class S>
-struct AlignedParameters {
-    static constexpr int kAtOnce = 8;
+struct ParametersInFours {
     const S* data;
 
-    DEVICE AlignedParameters(const void* data, bool) : data(static_cast<const S*>(data)) {}
+    DEVICE ParametersInFours(const void* data, bool) : data(static_cast<const S*>(data)) {}
     DEVICE Four<S> four(i64 index, int count) const {
         Four<S> x{};
         if (count > 0) x = *reinterpret_cast<const Four<S>*>(data + index);
@@ -46,12 +45,11 @@ struct AlignedParameters {
     }
 };
 template <class T>
-struct AnyParameters {
-    static constexpr int kAtOnce = 1;
+struct ParametersOneByOne {
     const void* data;
     bool is_f32;
 
-    DEVICE AnyParameters(const void* data, bool is_f32) : data(data), is_f32(is_f32) {}
+    DEVICE ParametersOneByOne(const void* data, bool is_f32) : data(data), is_f32(is_f32) {}
     DEVICE Four<float> four(i64 index, int count) const {
         Four<float> x{};
         UNROLL
@@ -62,51 +60,49 @@ struct AnyParameters {
     }
 };
 
-// stage_adapter for parameters that are read as `Parameters` says. Every block does this once, and waits for it: loads are under way
-// before the first is needed, and the code is short, as it is fetched for this one time.
-template <class T, class Parameters, int D, int Threads>
+// stage_adapter for parameters that are read as `Parameters` says, `AtOnce` fours of each weight before the first is needed. Blocks
+// wait for it, most of them once; the code is short, as it is fetched for that one time.
+template <class T, class Parameters, int D, int Threads, int AtOnce>
 DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
     constexpr int each = D * kChunk / 4 / Threads;      // fours of a thread
-    constexpr int batch = each < Parameters::kAtOnce ? each : Parameters::kAtOnce;
+    constexpr int batch = each < AtOnce ? each : AtOnce;
     static_assert(D * kChunk % (4 * Threads) == 0 && D % 4 == 0, "threads have the same number of fours");
     static_assert(each % batch == 0);
     const int ranks = adapter.rank - rank, thread = static_cast<int>(thread_index());
+    const bool has_up = adapter.up_weight != nullptr;
     const Parameters down(adapter.down_weight, adapter.is_f32);
     const i64 down_first = head * adapter.down_weight_head + rank;
-    NO_UNROLL
-    for (int first = thread; first < each * Threads; first += batch * Threads) {
-        decltype(down.four(0, 0)) x[batch];
-        UNROLL
-        for (int i = 0; i < batch; ++i) {
-            const int column = (first + i * Threads) % D, j = (first + i * Threads) / D * 4;
-            x[i] = down.four(down_first + column * adapter.down_weight_row + j, column < head_dim ? ranks - j : 0);
-        }
-        UNROLL
-        for (int i = 0; i < batch; ++i) {
-            const int column = (first + i * Threads) % D, j = (first + i * Threads) / D * 4;
-            UNROLL
-            for (int k = 0; k < 4; ++k) store_element(element_address<T, D>(stage, j + k, column), to_float(x[i].x[k]));
-        }
-    }
-    if (adapter.up_weight == nullptr) return;
     const i64 up_first = head * adapter.up_weight_head + rank * adapter.up_weight_row, bias_first = head * adapter.up_bias_head;
     NO_UNROLL
     for (int first = thread; first < each * Threads; first += batch * Threads) {
-        decltype(down.four(0, 0)) x[batch];
+        // Four ranks of a column of A; four columns of a rank of B.
+        decltype(down.four(0, 0)) a[batch], b[batch];
         UNROLL
         for (int i = 0; i < batch; ++i) {
-            const int column = (first + i * Threads) % (D / 4) * 4, j = (first + i * Threads) / (D / 4);
-            const bool is_bias = j == ranks;
-            const Parameters from(is_bias ? adapter.up_bias : adapter.up_weight, adapter.is_f32);
-            x[i] = from.four((is_bias ? bias_first : up_first + j * adapter.up_weight_row) + column,
-                             j <= ranks ? head_dim - column : 0);
+            const int at = first + i * Threads, column = at % D, j = at / D * 4;
+            a[i] = down.four(down_first + column * adapter.down_weight_row + j, column < head_dim ? ranks - j : 0);
         }
         UNROLL
         for (int i = 0; i < batch; ++i) {
-            const int column = (first + i * Threads) % (D / 4) * 4, j = (first + i * Threads) / (D / 4);
+            const int at = first + i * Threads, column = at % (D / 4) * 4, j = at / (D / 4);
+            const bool is_bias = j == ranks;
+            const Parameters from(is_bias ? adapter.up_bias : adapter.up_weight, adapter.is_f32);
+            b[i] = from.four((is_bias ? bias_first : up_first + j * adapter.up_weight_row) + column,
+                             has_up && j <= ranks ? head_dim - column : 0);
+        }
+        UNROLL
+        for (int i = 0; i < batch; ++i) {
+            const int at = first + i * Threads, column = at % D, j = at / D * 4;
+            UNROLL
+            for (int k = 0; k < 4; ++k) store_element(element_address<T, D>(stage, j + k, column), to_float(a[i].x[k]));
+        }
+        if (!has_up) continue;
+        UNROLL
+        for (int i = 0; i < batch; ++i) {
+            const int at = first + i * Threads, column = at % (D / 4) * 4, j = at / (D / 4);
             T* to = element_address<T, D>(stage, kChunk + j, column);
-            store_pair(to, to_float(x[i].x[0]), to_float(x[i].x[1]));
-            store_pair(to + 2, to_float(x[i].x[2]), to_float(x[i].x[3]));
+            store_pair(to, to_float(b[i].x[0]), to_float(b[i].x[1]));
+            store_pair(to + 2, to_float(b[i].x[2]), to_float(b[i].x[3]));
         }
     }
 }
@@ -125,20 +121,20 @@ DEVICE bool in_fours(const Adapter& adapter) {
 DEVICE i32 ranks_and_bias(const Adapter& adapter) { return adapter.rank + (adapter.up_bias != nullptr ? 1 : 0); }
 
 // Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. All threads of the
-// block take part; a barrier must follow.
-template <class T, int D, int Threads>
+// block take part; a barrier must follow. `AtOnce`: as many as there are registers for.
+template <class T, int D, int Threads, int AtOnce>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
     if (adapter.is_f32 && in_fours<float>(adapter)) {
-        stage_adapter_of<T, AlignedParameters<float>, D, Threads>(stage, adapter, head, rank, head_dim);
+        stage_adapter_of<T, ParametersInFours<float>, D, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
         return;
     }
     if constexpr (sizeof(T) == 2) {
         if (!adapter.is_f32 && in_fours<T>(adapter)) {
-            stage_adapter_of<T, AlignedParameters<T>, D, Threads>(stage, adapter, head, rank, head_dim);
+            stage_adapter_of<T, ParametersInFours<T>, D, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
             return;
         }
     }
-    stage_adapter_of<T, AnyParameters<T>, D, Threads>(stage, adapter, head, rank, head_dim);
+    stage_adapter_of<T, ParametersOneByOne<T>, D, Threads, 1>(stage, adapter, head, rank, head_dim);
 }
 
 // tanh z = 1 − 2 / (1 + exp(2z)), good to 1e-6 of its value, which is enough where it is rounded to 16 bits: where the difference

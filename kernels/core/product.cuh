@@ -301,33 +301,32 @@ struct ColumnsByTile<float, DA, D, MT, NT, Rows> {
 
 // 0·NaN is NaN: where B holds a NaN or an infinity in a row that some row of the result must not see, pairs that are hidden have
 // to be left out one by one. `visible(i)` gives the rows of the tile that row i of the warp's result takes in, `left(i, j)` what
-// multiplies row j there. Only rows `begin` to `end` are taken in. Where registers are scarce, what `lane_of` gives is found anew. Slow,
-// and rare.
+// multiplies row j there. Only rows `begin` to `end` are taken in. `lane_of`: lane_index, or lane_index_anew where a lane's number is
+// one register too many. Slow, and rare: one loop, as laid out block by block this would be a third of a kernel's code.
 template <class T, int D, int MT, int NT, class Lane, class Visible, class Left>
 DEVICE void add_visible(float (&c)[MT][NT][4], const char* tile, int column, int begin, int end, Lane lane_of, Visible visible,
                         Left left) {
-    // One loop over all that a lane holds: laid out pair by pair, this would be a third of a kernel's code.
     NO_UNROLL
-    for (int pair = 0; pair < MT * 2 * NT; ++pair) {
-        const int lane = lane_of(), i = pair / NT * 8 + lane / 4;
+    for (int block = 0; block < MT * 2 * NT; ++block) {
+        const int lane = lane_of(), i = block / NT * 8 + lane / 4;
         const Interval seen = visible(i);
         const int first = maximum(seen.first, begin), last = minimum(seen.end, end);
         float x = 0.0f, y = 0.0f;
         NO_UNROLL
         for (int j = first; j < last; ++j) {
             const float a = left(i, j);
-            const T* b = element_address<T, D>(tile, j, column + pair % NT * 8 + lane % 4 * 2);
+            const T* b = element_address<T, D>(tile, j, column + block % NT * 8 + lane % 4 * 2);
             x = fused_multiply_add(a, to_float(b[0]), x);
             y = fused_multiply_add(a, to_float(b[1]), y);
         }
-        // Without an index that the compiler does not know, which would put c into memory.
+        // c is indexed by constants only: an index known at run time would put it into memory.
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
                 UNROLL
                 for (int nt = 0; nt < NT; ++nt) {
-                    const bool here = pair == (mt * 2 + half) * NT + nt;
+                    const bool here = block == (mt * 2 + half) * NT + nt;
                     c[mt][nt][half * 2] = here ? c[mt][nt][half * 2] + x : c[mt][nt][half * 2];
                     c[mt][nt][half * 2 + 1] = here ? c[mt][nt][half * 2 + 1] + y : c[mt][nt][half * 2 + 1];
                 }

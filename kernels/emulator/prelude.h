@@ -7,7 +7,6 @@
 
 // Inlined like __forceinline__: arrays that are handed on by reference then stay where no hook needs to look at them.
 #define DEVICE inline __attribute__((always_inline))
-#define COLD __attribute__((noinline))
 #define UNROLL
 #define NO_UNROLL
 
