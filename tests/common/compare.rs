@@ -9,8 +9,9 @@
 //!
 //! dQ and dK are sums of P∘(dP − D), in which nearly all of a peaked row cancels, and where a backend is given O and not
 //! attn, more is lost in it the nearer λ is to 1: errors are proportional to the terms, and 8 units of f32 rounding of
-//! these (2 of 16 bits') are allowed. Where nothing much cancels that is less than the above. The same goes for what is
-//! proportional to a λ or 1 − λ that is next to nothing.
+//! these (2 of 16 bits') are allowed; over 64 columns, more with their square root, as a dot product's rounding errors are. Where
+//! nothing much cancels that is less than the above. The same goes for what is proportional to a λ or 1 − λ that is next
+//! to nothing.
 //!
 //! A tensor of a few numbers, or of a few rows, can have a norm far below that of the terms that cancel in it, and one
 //! naive run can be right by luck. There the yardstick is the largest error of several naive runs that round at random,
@@ -33,8 +34,9 @@ const BACKWARD_TOLERANCE: f64 = 5e-6;
 /// good to more than a hundredth of that.
 const LSE_TOLERANCE: f64 = 5e-6;
 
-/// Probabilities below f32's normal range, 1.2e-38, may be flushed to zero; they are multiplied by numbers below 100.
-const FLUSHED: f64 = 1e-36;
+/// Probabilities and weights λ below f32's normal range, 1.2e-38, may be flushed to zero. In an adapter's gradient they are
+/// multiplied by dO·Δ, by W and by Q, together less than 10,000.
+const FLUSHED: f64 = 1e-34;
 
 /// Rows from which on luck is out of the question.
 const MANY_ROWS: f64 = 64.0;
@@ -215,7 +217,9 @@ impl Judge {
         }
         let plain = name.strip_prefix('d').map_or(name, str::trim_start);
         let terms = self.exact.magnitudes.get(plain).map_or(0.0, norm);
-        let (mut bound, mut factor) = (single.max(8.0 * unit(DType::F32) * terms), 4.0);
+        let columns = self.problem.q.shape[3] as f64;
+        let units = 8.0 * (columns / 64.0).sqrt().max(1.0);
+        let (mut bound, mut factor) = (single.max(units * unit(DType::F32) * terms), 4.0);
         if error <= bound {
             return Ok(());
         }
