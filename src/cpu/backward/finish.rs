@@ -2,14 +2,35 @@
 
 use rayon::prelude::*;
 
-use super::{BackwardPlan, key_extent, output_rows};
+use super::{BackwardPlan, Pair, output_rows};
 use crate::cpu::moves::{self, write};
 use crate::cpu::workspace::Floats;
 use crate::inducer::{AdapterGradients, KeyGradients, ValueGradients};
 use crate::tensor::{DType, TensorMut};
 
 impl BackwardPlan<'_, '_, '_> {
-    /// Rounds the accumulators of the pairs `start..end`, and adds those of the prefix.
+    /// Rounds dK and dV of the pairs `start..end` in a band of their keys.
+    pub(super) fn finish_keys(&self, start: usize, end: usize, band: usize) {
+        let gradients = &self.call().gradients;
+        (0..end - start).into_par_iter().for_each(|place| {
+            let pair = self.pair(start, place);
+            let (first_key, end_key) = self.schedule(&pair).band_keys(band);
+            if first_key >= end_key {
+                return;
+            }
+            let (pair, s) = (Pair { first_key, ..pair }, pair.sequence);
+            for (t, acc) in [(&gradients.d_k, self.d_k), (&gradients.d_v, self.d_v)] {
+                let (from, ld) = self.d_kv_rows(&pair, t, acc, first_key);
+                let to = output_rows(t, [s.batch, pair.kv_head, s.key_base + first_key]);
+                // SAFETY: a pair's rows of the outputs belong to its task; accumulators hold the band's.
+                unsafe {
+                    moves::narrow(self.kernels, from, ld, end_key - first_key, self.problem.head_dim(), to);
+                };
+            }
+        });
+    }
+
+    /// Rounds dQ of the pairs `start..end`, and adds the prefix's accumulators to its gradients.
     pub(super) fn finish(&self, start: usize, end: usize) {
         let (problem, gradients) = (self.problem, &self.call().gradients);
         let (d, group) = (problem.head_dim(), problem.group_size());
@@ -25,14 +46,6 @@ impl BackwardPlan<'_, '_, '_> {
                             let to = output_rows(&gradients.d_q, [s.batch, head, s.row_base]);
                             moves::narrow(self.kernels, from.ptr.cast(), d, s.rows, d, to);
                         }
-                    }
-                }
-                let keys = key_extent(problem, s);
-                if !self.in_place && keys > 0 {
-                    for (t, acc) in [(&gradients.d_k, self.d_k), (&gradients.d_v, self.d_v)] {
-                        let (from, ld) = self.d_kv_rows(&pair, t, acc, 0);
-                        let to = output_rows(t, [s.batch, pair.kv_head, s.key_base]);
-                        moves::narrow(self.kernels, from, ld, keys, d, to);
                     }
                 }
             }

@@ -7,7 +7,8 @@
 
 use rayon::prelude::*;
 
-use super::{BackwardPlan, Pair, Products, ThreadScratch, key_extent, parts, products};
+use super::schedule::{Schedule, Turn};
+use super::{BackwardPlan, Pair, Products, ThreadScratch, products};
 use crate::cpu::forward::{transform, transforms};
 use crate::cpu::kernels::gradient::{GradientTile, RoundTile};
 use crate::cpu::kernels::score::ScoreTile;
@@ -49,47 +50,40 @@ impl BackwardPlan<'_, '_, '_> {
     pub(super) fn main_pass(&self, start: usize, end: usize) {
         let places = end - start;
         // SAFETY: no task runs; the accumulators were carved for a flight.
-        unsafe {
-            let zero = |at: Floats, n: usize| std::slice::from_raw_parts_mut(at.at(0), n).fill(0.0);
+        let zero = |at: Floats, n: usize| unsafe { std::slice::from_raw_parts_mut(at.at(0), n).fill(0.0) };
+        let prefix = places * self.problem.prefix_len() * self.padded;
+        zero(self.d_prefix_k, prefix);
+        zero(self.d_prefix_v, prefix);
+        let schedules = || (0..places).map(|place| self.schedule(&self.pair(start, place)));
+        let most = |of: fn(&Schedule) -> usize| schedules().map(|s| of(&s)).max().unwrap_or(0);
+        let (bands, steps, parts) = (most(Schedule::bands), most(Schedule::steps), most(Schedule::parts));
+        for band in 0..bands {
             if !self.in_place {
                 zero(self.d_k, places * self.max_keys * self.padded);
                 zero(self.d_v, places * self.max_keys * self.padded);
             }
-            let prefix = places * self.problem.prefix_len() * self.padded;
-            zero(self.d_prefix_k, prefix);
-            zero(self.d_prefix_v, prefix);
-        }
-        let group = self.problem.group_size();
-        let most_parts = parts(self.max_rows, group);
-        // One more step where the prefix is a part of the keys for itself.
-        let most_steps = if most_parts == 1 { 1 } else { most_parts + 1 };
-        for step in 0..most_steps {
-            (0..places * most_parts).into_par_iter().for_each(|task| {
-                let pair = self.pair(start, task / most_parts);
-                self.run_part(&pair, task % most_parts, step);
-            });
+            for step in 0..steps {
+                (0..places * parts).into_par_iter().for_each(|task| {
+                    let (pair, part) = (self.pair(start, task / parts), task % parts);
+                    let schedule = self.schedule(&pair);
+                    if let Some(turn) = schedule.turn(band, step, part) {
+                        let pair = Pair { first_key: schedule.band_keys(band).0, ..pair };
+                        self.run_part(&pair, (part, schedule.parts()), turn);
+                    }
+                });
+            }
+            if !self.in_place {
+                self.finish_keys(start, end, band);
+            }
         }
     }
 
-    /// One part of a pair's queries against the part of its keys whose turn it is.
-    fn run_part(&self, pair: &Pair, part: usize, step: usize) {
+    /// One of so many parts of a pair's queries against the keys whose turn it is.
+    fn run_part(&self, pair: &Pair, (part, parts): (usize, usize), turn: Turn) {
         let (problem, group) = (self.problem, self.problem.group_size());
         let rows = pair.sequence.rows;
-        let parts = parts(rows, group);
         let tiling = Tiling::backward(self.kernels);
         let tiles = rows.div_ceil(tiling.queries);
-        if part >= parts || (parts == 1 && step > 0) {
-            return;
-        }
-        let keys = key_extent(problem, &pair.sequence);
-        let chunk = keys.div_ceil(parts).next_multiple_of(tiling.keys).max(tiling.keys);
-        let prefix = usize::from(problem.prefix_len() > 0);
-        let chunks = keys.div_ceil(chunk) + prefix;
-        let steps = parts.max(chunks);
-        let turn = if parts == 1 { None } else { Some((part + step) % steps) };
-        if step >= steps || turn.is_some_and(|t| t >= chunks) {
-            return;
-        }
         let scratch = self.thread_scratch();
         let items = tiles * group;
         for item in items * part / parts..items * (part + 1) / parts {
@@ -100,13 +94,11 @@ impl BackwardPlan<'_, '_, '_> {
                 row,
                 rows: tiling.queries.min(rows - row),
             };
-            let own = |first: usize, end: usize| {
-                KeySource::keys(problem, &segment).and_then(|s| s.clip(first, end))
-            };
+            let own = KeySource::keys(problem, &segment);
             let sources = match turn {
-                None => [KeySource::prefix(problem, &segment), own(0, keys)],
-                Some(0) if prefix == 1 => [KeySource::prefix(problem, &segment), None],
-                Some(t) => [None, own((t - prefix) * chunk, (t - prefix + 1) * chunk)],
+                Turn::All => [KeySource::prefix(problem, &segment), own],
+                Turn::Prefix => [KeySource::prefix(problem, &segment), None],
+                Turn::Keys(first, end) => [None, own.and_then(|s| s.clip(first, end))],
             };
             if sources.iter().any(Option::is_some) {
                 // SAFETY: a task stays on its thread, whose scratch is its own. Tasks of a step differ in their queries or

@@ -3,16 +3,19 @@
 //!
 //! # Memory
 //! Accumulators are f32. For f32 tensors they are the outputs themselves; for 16-bit tensors they exist for the pairs of one
-//! flight, and a flight holds just enough pairs to keep the threads busy. So scratch stays a small part of the tensors.
+//! flight, and a flight holds just enough pairs to keep the threads busy. Those of dK and dV hold a band of a long sequence's
+//! keys. So scratch stays a small part of the tensors.
 //!
 //! # Order
-//! Within a pair, queries and keys are cut into equally many parts, and step s works on part (c + s) of the keys for all
-//! parts c of the queries at once: no two tasks of a step add to the same place, and every place is added to in the order
-//! of s. The number of parts follows from the sequence's lengths alone, so results depend on neither threads nor batch.
+//! Within a pair, tasks follow a [`Schedule`]: no two of a step add to the same place, and every place is added to in the
+//! order of the steps. It follows from the sequence's lengths and mask, so results depend on neither threads nor batch.
 
 mod finish;
 mod main_pass;
 mod prepare;
+mod schedule;
+
+use schedule::{Extent, Schedule};
 
 use rayon::prelude::*;
 
@@ -26,9 +29,6 @@ use crate::attention::{Lengths, Problem, Sequence};
 use crate::call::Backward;
 use crate::tensor::{DType, TensorMut};
 
-/// Rows that one part of a sequence holds at least, and the most parts of one.
-const PART_ROWS: usize = 1024;
-const MAX_PARTS: usize = 16;
 /// Most partial sums per head that adapter gradients are gathered in.
 const MAX_PARTIALS: usize = 8;
 
@@ -40,7 +40,7 @@ pub(super) struct BackwardPlan<'c, 'p, 'a> {
     slots: Slots,
     /// Pairs of a flight.
     flight: usize,
-    /// Most rows, and most keys, of a sequence.
+    /// Most rows of a sequence, and most keys of a band.
     max_rows: usize,
     max_keys: usize,
     /// head_dim in whole vectors: the row length of accumulators and of operands that are products' right factors.
@@ -215,6 +215,8 @@ struct Pair {
     place: usize,
     sequence: Sequence,
     kv_head: usize,
+    /// The key whose dK and dV are the first in the accumulators.
+    first_key: usize,
 }
 
 impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
@@ -230,15 +232,22 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
         let padded = d.next_multiple_of(kernels.lanes);
         let slots = Slots::carve(problem, carver);
         let partials = Partials::carve(kernels, problem, &slots, padded, carver);
-        let (max_rows, max_keys) = (0..problem.sequences()).fold((0, 0), |(rows, keys), i| {
-            let s = problem.sequence(i);
-            (rows.max(s.rows), keys.max(key_extent(problem, &s)))
-        });
-        let group = problem.group_size();
-        let pairs = problem.sequences() * problem.kv_heads();
-        let flight = (4 * threads).div_ceil(parts(max_rows, group)).min(pairs);
         let wide = problem.dtype() == DType::F32;
         let in_place = wide && d == padded;
+        let tile = Tiling::backward(kernels).keys;
+        let (mut max_rows, mut max_keys, mut tasks) = (0, 0, 1);
+        for sequence in (0..problem.sequences()).map(|i| problem.sequence(i)) {
+            let schedule = schedule(problem, &sequence, tile, in_place);
+            // The longest sequence says how many tasks there are at a time.
+            if sequence.rows >= max_rows {
+                tasks = schedule.tasks();
+            }
+            max_rows = max_rows.max(sequence.rows);
+            max_keys = max_keys.max(schedule.most_keys());
+        }
+        let group = problem.group_size();
+        let pairs = problem.sequences() * problem.kv_heads();
+        let flight = (4 * threads).div_ceil(tasks).min(pairs);
         let rows = flight * group * max_rows;
         let keys = if in_place { 0 } else { flight * max_keys * padded };
         let prefix = flight * problem.prefix_len() * padded;
@@ -301,7 +310,11 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
     fn pair(&self, start: usize, place: usize) -> Pair {
         let heads = self.problem.kv_heads();
         let index = start + place;
-        Pair { place, sequence: self.problem.sequence(index / heads), kv_head: index % heads }
+        Pair { place, sequence: self.problem.sequence(index / heads), kv_head: index % heads, first_key: 0 }
+    }
+
+    fn schedule(&self, pair: &Pair) -> Schedule {
+        schedule(self.problem, &pair.sequence, Tiling::backward(self.kernels).keys, self.in_place)
     }
 
     /// Index of a row of a query head in the flight's row vectors.
@@ -327,7 +340,7 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
             let s = &pair.sequence;
             return (t.at([s.batch, pair.kv_head, s.key_base + key, 0]).cast(), t.strides()[2]);
         }
-        (acc.at((pair.place * self.max_keys + key) * self.padded), self.padded)
+        (acc.at((pair.place * self.max_keys + key - pair.first_key) * self.padded), self.padded)
     }
 
     /// Zeroes what is added to in place, and what no task writes.
@@ -363,9 +376,17 @@ fn key_extent(problem: &Problem<'_>, sequence: &Sequence) -> usize {
     }
 }
 
-/// How many parts a sequence is cut into.
-fn parts(rows: usize, group: usize) -> usize {
-    (rows * group).div_ceil(PART_ROWS).clamp(1, MAX_PARTS)
+/// How a sequence's pairs are worked through.
+fn schedule(problem: &Problem<'_>, sequence: &Sequence, tile: usize, in_place: bool) -> Schedule {
+    Schedule::new(Extent {
+        rows: sequence.rows,
+        group: problem.group_size(),
+        keys: key_extent(problem, sequence),
+        has_prefix: problem.prefix_len() > 0,
+        tile,
+        in_place,
+        windowed: problem.attention().config.window_left.is_some(),
+    })
 }
 
 /// Rows of an output `[B, H, N, ·]` from `[batch, head, row]` on.

@@ -1,0 +1,113 @@
+//! The CPU engine's backward where keys come in bands: more of them than any other test has, gathered in scratch memory.
+
+mod common;
+
+use common::agreement::check_on;
+use common::backend::{Backend, Cpu};
+use common::case::{Case, InducerCase, KeyCase, LengthsCase, ValueCase};
+use common::run;
+use inducer_attention::cpu::{Engine, Workspace};
+use inducer_attention::{
+    Attention, DType, Gradients, Outputs, Saved, SavedOutput, TensorMut, TensorRef, Upstream,
+};
+use rayon::ThreadPoolBuilder;
+
+fn long(dtype: DType) -> Case {
+    let inducer = InducerCase::new(KeyCase::Residual { rank: 3 }, ValueCase::Residual { rank: 2 });
+    let mut case = Case {
+        dtype,
+        kv_heads: 1,
+        rows: 1100,
+        keys: 4600,
+        head_dim: 12,
+        prefix: Some(5),
+        inducer: Some(inducer),
+        ..Case::default()
+    };
+    case.config.causal = true;
+    case
+}
+
+#[test]
+fn long_sequences_agree_with_the_oracle() {
+    for dtype in [DType::BF16, DType::F32] {
+        for cpu in Cpu::all() {
+            check_on(&cpu, &long(dtype)).unwrap_or_else(|e| panic!("{dtype:?}: {e}"));
+        }
+    }
+}
+
+/// A long sequence among short ones, one of which has no keys.
+#[test]
+fn sequences_of_all_lengths_agree_with_the_oracle() {
+    let lengths = LengthsCase::Packed {
+        cu_seqlens_q: vec![0, 40, 300, 307, 1400],
+        cu_seqlens_k: vec![0, 100, 4500, 4500, 6000],
+    };
+    let case = Case { rows: 1400, keys: 6000, lengths, ..long(DType::BF16) };
+    for cpu in Cpu::all() {
+        check_on(&cpu, &case).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+#[test]
+fn bands_do_not_depend_on_the_number_of_threads() {
+    let inputs = long(DType::BF16).build();
+    let cpu = Cpu::all().next().expect("an instruction set");
+    let gradients = |threads: usize| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| {
+            let forward = run::forward(&cpu as &dyn Backend, &inputs).expect("a forward");
+            run::backward(&cpu, &inputs, &forward).expect("a backward").named()
+        })
+    };
+    let (one, three) = (gradients(1), gradients(3));
+    for ((name, a), (_, b)) in one.iter().zip(&three) {
+        assert!(a.data.iter().zip(&b.data).all(|(a, b)| a.to_bits() == b.to_bits()), "d{name}");
+    }
+}
+
+/// Columns of zeros change nothing, but with a vector's worth of them gradients are gathered where they belong, in no bands. Many
+/// rows, so that the queries have more parts than a band has chunks.
+#[test]
+fn bands_agree_with_sums_in_place() {
+    const NARROW: usize = 12;
+    const WIDE: usize = 16;
+    let (n, m) = (9100, 5000);
+    let value = |seed: usize, i: usize| (((i * 7919 + seed * 104_729) % 1999) as f32 / 999.5 - 1.0) * 0.7;
+    let gradients = |d: usize| -> [Vec<f32>; 3] {
+        let fill = |seed: usize, rows: usize| -> Vec<f32> {
+            (0..rows * d)
+                .map(|at| if at % d < NARROW { value(seed, at / d * NARROW + at % d) } else { 0.0 })
+                .collect()
+        };
+        let (q, k, v, d_o) = (fill(1, n), fill(2, m), fill(3, m), fill(4, n));
+        let rows = |x: &[f32]| -> Vec<f32> { x.chunks(d).flat_map(|row| row[..NARROW].to_vec()).collect() };
+        let at = |x, rows| TensorRef::bnhd(x, [1, rows, 1, d]).expect("a view");
+        let mut attention = Attention::new(at(&q, n), at(&k, m), at(&v, m));
+        attention.config.softmax_scale = Some(1.0);
+        let problem = attention.validate().expect("a valid problem");
+        let engine = Engine::detect();
+        let (mut o, mut lse) = (vec![0f32; n * d], vec![0f32; n]);
+        let bytes = engine.forward_workspace(&problem).max(engine.backward_workspace(&problem));
+        let mut workspace = Workspace::with_bytes(bytes);
+        let outputs = Outputs::with_lse(
+            TensorMut::bnhd(&mut o, [1, n, 1, d]).expect("a view"),
+            TensorMut::new(&mut lse, [1, 1, n]).expect("a view"),
+        );
+        engine.forward(problem.forward(outputs).expect("outputs"), &mut workspace).expect("a forward");
+        let [mut d_q, mut d_k, mut d_v] = [vec![0f32; n * d], vec![0f32; m * d], vec![0f32; m * d]];
+        let lse = TensorRef::new(&lse, [1, 1, n]).expect("a view");
+        let saved = Saved { output: SavedOutput::Output(at(&o, n)), lse };
+        let to = |x, rows| TensorMut::bnhd(x, [1, rows, 1, d]).expect("a view");
+        let results = Gradients::new(to(&mut d_q, n), to(&mut d_k, m), to(&mut d_v, m));
+        let call = problem.backward(saved, Upstream::new(at(&d_o, n)), results).expect("gradients");
+        engine.backward(call, &mut workspace).expect("a backward");
+        [rows(&d_q), rows(&d_k), rows(&d_v)]
+    };
+    for (name, (x, y)) in ["dQ", "dK", "dV"].iter().zip(gradients(NARROW).iter().zip(&gradients(WIDE))) {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let error = norm(&mut x.iter().zip(y).map(|(x, y)| x - y)) / norm(&mut y.iter().copied());
+        assert!(error < 2e-6, "{name} is off by {error:.1e}");
+    }
+}
