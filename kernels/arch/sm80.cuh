@@ -131,8 +131,12 @@ DEVICE float exp2_fast(float x) {
     return r;
 }
 
-// div.approx.ftz.f32 (9.7.3.8): a / b within 2 units in the last place for b under 2^126, a / ∞ = 0.
-DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
+// div.approx.ftz.f32 (9.7.3.8): a / b within 2 units in the last place; 0 for b over 2^126 and a that is finite.
+DEVICE float divide_fast(float a, float b) {
+    float r;
+    asm("div.approx.ftz.f32 %0, %1, %2;\n" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
 
 // Library functions within 1 to 2 units in the last place.
 DEVICE float log2_accurate(float x) { return ::log2f(x); }

@@ -71,12 +71,14 @@ type Function = (&'static str, fn(f64) -> f64, f64, fn(f32) -> bool);
 
 /// `exp2_fast` as the PTX ISA states ex2.approx.ftz: results under 2^-126 are 0. The others as arch/ states them, and half a
 /// unit more for libraries of the host that are not as good.
-const FUNCTIONS: [Function; 5] = [
+const FUNCTIONS: [Function; 6] = [
     ("exp2_fast", |x| x.exp2(), 2.5, |x| x < 128.0 && x.exp2() >= f32::MIN_POSITIVE),
     ("exp_accurate", |x| x.exp(), 2.5, |x| x < 88.7 && x > -87.3),
     ("log2_accurate", |x| x.abs().log2(), 2.5, |x| x.abs() >= f32::MIN_POSITIVE),
     ("tanh_accurate", f64::tanh, 3.0, |x| x.abs() >= f32::MIN_POSITIVE),
     ("sqrt_accurate", |x| x.abs().sqrt(), 1.0, |x| x.abs() >= f32::MIN_POSITIVE),
+    // 2 / x, as the PTX ISA states div.approx.ftz.
+    ("divide_fast", |x| 2.0 / x, 2.0, |x| (2.0 * f32::MIN_POSITIVE..8e37).contains(&x.abs())),
 ];
 
 #[test]
@@ -94,12 +96,13 @@ fn functions_are_as_accurate_as_stated() {
     }
     let input: Vec<u32> = numbers.iter().map(|x| x.to_bits()).collect();
     for machine in machines() {
-        let mut output = vec![0; input.len() * 5];
+        let mut output = vec![0; input.len() * FUNCTIONS.len()];
         machine.run(&Kernel::warp("probe_functions"), (input.len() / 32) as u32, &input, &mut output);
         for (f, (name, exact, most, applies)) in FUNCTIONS.into_iter().enumerate() {
             let mut worst = (0.0, 0.0);
             for (i, &x) in numbers.iter().enumerate().filter(|(_, x)| applies(**x)) {
-                let (got, expected) = (f64::from(f32::from_bits(output[i * 5 + f])), exact(f64::from(x)));
+                let (got, expected) =
+                    (f64::from(f32::from_bits(output[i * FUNCTIONS.len() + f])), exact(f64::from(x)));
                 let error = (got - expected).abs() / ulp(expected);
                 assert!(error <= most, "{}: {name}({x:e}) = {got:e}, not {expected:e}", machine.name());
                 if error > worst.0 {
@@ -116,12 +119,13 @@ fn functions_are_as_accurate_as_stated() {
 fn functions_at_their_limits() {
     let mut numbers =
         vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 128.0, 127.0, -126.0, -127.0, -150.0];
-    numbers.resize(32, 1e-42);
+    numbers.resize(31, 1e-42);
+    numbers.push(1e38);
     let input: Vec<u32> = numbers.iter().map(|x: &f32| x.to_bits()).collect();
     for machine in machines() {
-        let mut output = vec![0; 32 * 5];
+        let mut output = vec![0; 32 * FUNCTIONS.len()];
         machine.run(&Kernel::warp("probe_functions"), 1, &input, &mut output);
-        let at = |i: usize, f: usize| f32::from_bits(output[i * 5 + f]);
+        let at = |i: usize, f: usize| f32::from_bits(output[i * FUNCTIONS.len() + f]);
         let exp2: Vec<f32> = (0..11).map(|i| at(i, 0)).collect();
         let name = machine.name();
         assert_eq!(exp2[..4], [1.0, 1.0, f32::INFINITY, 0.0], "{name}");
@@ -131,7 +135,12 @@ fn functions_at_their_limits() {
         assert_eq!([at(2, 1), at(3, 1)], [f32::INFINITY, 0.0], "{name}: exp");
         assert_eq!([at(0, 2), at(2, 2)], [f32::NEG_INFINITY, f32::INFINITY], "{name}: log2");
         assert_eq!([at(2, 3), at(3, 3)], [1.0, -1.0], "{name}: tanh");
-        assert!((1..4).all(|f| at(4, f).is_nan()), "{name}: NaN");
+        assert_eq!(
+            [at(0, 5), at(2, 5), at(3, 5), at(31, 5)],
+            [f32::INFINITY, 0.0, 0.0, 0.0],
+            "{name}: 2 / x"
+        );
+        assert!((1..6).filter(|&f| f != 4).all(|f| at(4, f).is_nan()), "{name}: NaN");
     }
 }
 
