@@ -4,7 +4,7 @@ mod common;
 
 use common::agreement::check_on;
 use common::backend::{Backend, Cpu};
-use common::case::{Case, InducerCase, KeyCase, LengthsCase, ValueCase};
+use common::case::{Case, Extent, InducerCase, Inputs, KeyCase, LengthsCase, ValueCase};
 use common::run;
 use inducer_attention::cpu::{Engine, Workspace};
 use inducer_attention::{
@@ -19,7 +19,7 @@ fn long(dtype: DType) -> Case {
         kv_heads: 1,
         rows: 1100,
         keys: 4600,
-        head_dim: 12,
+        head_dim: 13,
         prefix: Some(5),
         inducer: Some(inducer),
         ..Case::default()
@@ -38,32 +38,87 @@ fn long_sequences_agree_with_the_oracle() {
 }
 
 /// A long sequence among short ones, one of which has no keys.
-#[test]
-fn sequences_of_all_lengths_agree_with_the_oracle() {
+fn mixed() -> Case {
     let lengths = LengthsCase::Packed {
         cu_seqlens_q: vec![0, 40, 300, 307, 1400],
         cu_seqlens_k: vec![0, 100, 4500, 4500, 6000],
     };
-    let case = Case { rows: 1400, keys: 6000, lengths, ..long(DType::BF16) };
+    Case { kv_heads: 2, group: 2, rows: 1400, keys: 6000, lengths, ..long(DType::F16) }
+}
+
+#[test]
+fn sequences_of_all_lengths_agree_with_the_oracle() {
+    let case = Case { kv_heads: 1, group: 2, ..mixed() };
     for cpu in Cpu::all() {
         check_on(&cpu, &case).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
-#[test]
-fn bands_do_not_depend_on_the_number_of_threads() {
-    let inputs = long(DType::BF16).build();
+/// Gradients with so many threads: a flight of pairs is as large as keeps them busy.
+fn gradients(inputs: &Inputs, threads: usize) -> Vec<(&'static str, Vec<u64>)> {
     let cpu = Cpu::all().next().expect("an instruction set");
-    let gradients = |threads: usize| {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        pool.install(|| {
-            let forward = run::forward(&cpu as &dyn Backend, &inputs).expect("a forward");
-            run::backward(&cpu, &inputs, &forward).expect("a backward").named()
-        })
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    pool.install(|| {
+        let forward = run::forward(&cpu as &dyn Backend, inputs).expect("a forward");
+        let named = run::backward(&cpu, inputs, &forward).expect("a backward").named();
+        named.into_iter().map(|(name, t)| (name, t.data.iter().map(|x| x.to_bits()).collect())).collect()
+    })
+}
+
+#[test]
+fn bands_depend_neither_on_threads_nor_on_the_batch() {
+    for case in [long(DType::BF16), mixed()] {
+        let inputs = case.build();
+        let (one, three) = (gradients(&inputs, 1), gradients(&inputs, 3));
+        for ((name, a), (_, b)) in one.iter().zip(&three) {
+            assert!(a == b, "d{name} with one thread and with three");
+        }
+        let [q, k, v] = ["q", "k", "v"].map(|name| &one.iter().find(|g| g.0 == name).expect("a gradient").1);
+        for index in 0..case.sequences() {
+            let (extent, alone) = (inputs.extent(index), gradients(&inputs.alone(index), 2));
+            let tensors = [
+                ("q", q, case.rows, extent.rows),
+                ("k", k, case.keys, extent.keys),
+                ("v", v, case.keys, extent.keys),
+            ];
+            for (name, all, n, (first, count)) in tensors {
+                // Rows of the sequence, head by head.
+                let d = case.head_dim;
+                let part: Vec<u64> = all
+                    .chunks(n * d)
+                    .flat_map(|head| head[first * d..(first + count) * d].to_vec())
+                    .collect();
+                let (_, own) = alone.iter().find(|g| g.0 == name).expect("a gradient");
+                assert!(*own == part, "d{name} of sequence {index} by itself");
+            }
+        }
+    }
+}
+
+/// How far a longer neighbour makes the tensor reach is no one's concern: not even the bits of an entry's gradients.
+#[test]
+fn padding_changes_no_bits() {
+    const KEYS: usize = 4000;
+    let with = |keys: usize| {
+        let lengths = LengthsCase::Padded {
+            query_lengths: None,
+            key_lengths: Some(vec![KEYS as i32]),
+            key_starts: Some(vec![70]),
+        };
+        let mut case = Case { rows: 1100, keys, lengths, ..long(DType::BF16) };
+        case.config.causal = false;
+        case.build()
     };
-    let (one, three) = (gradients(1), gradients(3));
-    for ((name, a), (_, b)) in one.iter().zip(&three) {
-        assert!(a.data.iter().zip(&b.data).all(|(a, b)| a.to_bits() == b.to_bits()), "d{name}");
+    let (padded, mut tight) = (with(5000), with(KEYS));
+    let extent = Extent { batch: 0, rows: (0, 1100), keys: (0, KEYS) };
+    for (from, to) in [(&padded.k, tight.k.clone()), (&padded.v, tight.v.clone())] {
+        let values = padded.arena.read(&extent.of_keys(from)).data;
+        tight.arena.fill(&to, |i| values[i]);
+    }
+    let (padded, tight) = (gradients(&padded, 2), gradients(&tight, 2));
+    for ((name, a), (_, b)) in padded.iter().zip(&tight) {
+        // dK and dV of the padding are zeros at the end: there is one head.
+        assert!(a[..b.len()] == b[..] && a[b.len()..].iter().all(|&bits| bits == 0), "d{name}");
     }
 }
 
@@ -71,7 +126,7 @@ fn bands_do_not_depend_on_the_number_of_threads() {
 /// rows, so that the queries have more parts than a band has chunks.
 #[test]
 fn bands_agree_with_sums_in_place() {
-    const NARROW: usize = 12;
+    const NARROW: usize = 13;
     const WIDE: usize = 16;
     let (n, m) = (9100, 5000);
     let value = |seed: usize, i: usize| (((i * 7919 + seed * 104_729) % 1999) as f32 / 999.5 - 1.0) * 0.7;

@@ -35,8 +35,8 @@ const BACKWARD_TOLERANCE: f64 = 5e-6;
 const LSE_TOLERANCE: f64 = 5e-6;
 
 /// Probabilities and weights λ below f32's normal range, 1.2e-38, may be flushed to zero. In an adapter's gradient they are
-/// multiplied by dO·Δ, by W and by Q, together less than 10,000.
-const FLUSHED: f64 = 1e-34;
+/// multiplied by dO·Δ, by σW and by Q, together less than 10,000 for logits up to 10, and more for larger ones in proportion.
+const FLUSHED: f64 = 1.2e-34;
 
 /// Rows from which on luck is out of the question.
 const MANY_ROWS: f64 = 64.0;
@@ -210,8 +210,9 @@ impl Judge {
             )),
             _ => norm(reference),
         };
-        let flushed = FLUSHED * (reference.data.len() as f64).sqrt();
-        let single = tolerance * (self.exact.largest_logit / 10.0).max(1.0) * scale + flushed;
+        let steep = (self.exact.largest_logit / 10.0).max(1.0);
+        let flushed = FLUSHED * steep * (reference.data.len() as f64).sqrt();
+        let single = tolerance * steep * scale + flushed;
         if error <= single {
             return Ok(());
         }

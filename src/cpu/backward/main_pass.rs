@@ -49,18 +49,27 @@ impl BackwardPlan<'_, '_, '_> {
     /// Adds dQ, dK and dV of the pairs `start..end`, step by step.
     pub(super) fn main_pass(&self, start: usize, end: usize) {
         let places = end - start;
-        // SAFETY: no task runs; the accumulators were carved for a flight.
-        let zero = |at: Floats, n: usize| unsafe { std::slice::from_raw_parts_mut(at.at(0), n).fill(0.0) };
+        // SAFETY: as many numbers from there on belong to whoever calls this.
+        let zero = |at: *mut f32, n: usize| unsafe { std::slice::from_raw_parts_mut(at, n).fill(0.0) };
+        // No task runs; the accumulators were carved for a flight.
         let prefix = places * self.problem.prefix_len() * self.padded;
-        zero(self.d_prefix_k, prefix);
-        zero(self.d_prefix_v, prefix);
+        zero(self.d_prefix_k.at(0), prefix);
+        zero(self.d_prefix_v.at(0), prefix);
         let schedules = || (0..places).map(|place| self.schedule(&self.pair(start, place)));
         let most = |of: fn(&Schedule) -> usize| schedules().map(|s| of(&s)).max().unwrap_or(0);
         let (bands, steps, parts) = (most(Schedule::bands), most(Schedule::steps), most(Schedule::parts));
         for band in 0..bands {
             if !self.in_place {
-                zero(self.d_k, places * self.max_keys * self.padded);
-                zero(self.d_v, places * self.max_keys * self.padded);
+                (0..places).into_par_iter().for_each(|place| {
+                    let (first, end) = self.schedule(&self.pair(start, place)).band_keys(band);
+                    for accumulator in [self.d_k, self.d_v] {
+                        // A place's accumulators are its task's alone.
+                        zero(
+                            accumulator.at(place * self.max_keys * self.padded),
+                            (end - first) * self.padded,
+                        );
+                    }
+                });
             }
             for step in 0..steps {
                 (0..places * parts).into_par_iter().for_each(|task| {

@@ -2,9 +2,9 @@
 //! gradients, the inducer's part of dQ), **main** (the plain attention backward: dQ, dK, dV), **finish** (rounding).
 //!
 //! # Memory
-//! Accumulators are f32. For f32 tensors they are the outputs themselves; for 16-bit tensors they exist for the pairs of one
-//! flight, and a flight holds just enough pairs to keep the threads busy. Those of dK and dV hold a band of a long sequence's
-//! keys. So scratch stays a small part of the tensors.
+//! Accumulators are f32. For f32 tensors they are the outputs themselves, but for dK and dV where head_dim is no multiple of the
+//! vector. Others exist for the pairs of one flight, and a flight holds just enough pairs to keep the threads busy; those of dK
+//! and dV hold a band of a long sequence's keys. So scratch stays a small part of the tensors.
 //!
 //! # Order
 //! Within a pair, tasks follow a [`Schedule`]: no two of a step add to the same place, and every place is added to in the
@@ -14,6 +14,8 @@ mod finish;
 mod main_pass;
 mod prepare;
 mod schedule;
+
+use std::cmp::Ordering;
 
 use schedule::{Extent, Schedule};
 
@@ -238,9 +240,11 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
         let (mut max_rows, mut max_keys, mut tasks) = (0, 0, 1);
         for sequence in (0..problem.sequences()).map(|i| problem.sequence(i)) {
             let schedule = schedule(problem, &sequence, tile, in_place);
-            // The longest sequence says how many tasks there are at a time.
-            if sequence.rows >= max_rows {
-                tasks = schedule.tasks();
+            // The longest sequence says how many tasks there are at a time; of several, the one with fewest.
+            match sequence.rows.cmp(&max_rows) {
+                Ordering::Greater => tasks = schedule.tasks(),
+                Ordering::Equal => tasks = schedule.tasks().min(tasks),
+                Ordering::Less => {}
             }
             max_rows = max_rows.max(sequence.rows);
             max_keys = max_keys.max(schedule.most_keys());
@@ -368,20 +372,13 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
     }
 }
 
-/// Keys of a sequence's tensor part, existing or not.
-fn key_extent(problem: &Problem<'_>, sequence: &Sequence) -> usize {
-    match problem.attention().lengths {
-        Lengths::Packed { .. } => sequence.key_end,
-        Lengths::Full | Lengths::Padded { .. } => problem.keys(),
-    }
-}
-
 /// How a sequence's pairs are worked through.
 fn schedule(problem: &Problem<'_>, sequence: &Sequence, tile: usize, in_place: bool) -> Schedule {
     Schedule::new(Extent {
         rows: sequence.rows,
         group: problem.group_size(),
-        keys: key_extent(problem, sequence),
+        // Keys behind the last one are zero from the start (`clear_outputs`), and no one's concern here.
+        keys: sequence.key_end,
         has_prefix: problem.prefix_len() > 0,
         tile,
         in_place,

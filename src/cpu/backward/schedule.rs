@@ -137,50 +137,48 @@ mod tests {
     use super::*;
 
     /// Schedules of all kinds.
-    fn all() -> impl Iterator<Item = Schedule> {
+    fn all() -> Vec<(Extent, Schedule)> {
         let lengths = [0, 1, 95, 96, 97, 1023, 1025, 2048, 3000, 4096, 4097, 5000, 9000, 16384, 40000];
-        lengths.into_iter().flat_map(move |rows| {
-            lengths.into_iter().flat_map(move |keys| {
-                [(1, 96), (3, 128)].into_iter().flat_map(move |(group, tile)| {
-                    [(false, false), (false, true), (true, false), (true, true)].into_iter().map(
-                        move |(has_prefix, in_place)| {
-                            Schedule::new(Extent {
-                                rows,
-                                group,
-                                keys,
-                                has_prefix,
-                                tile,
-                                in_place,
-                                windowed: false,
-                            })
-                        },
-                    )
-                })
-            })
-        })
+        let mut all = Vec::new();
+        for (rows, keys) in lengths.iter().flat_map(|&rows| lengths.map(|keys| (rows, keys))) {
+            for (group, tile) in [(1, 96), (3, 128)] {
+                for flags in 0..8 {
+                    let [has_prefix, in_place, windowed] = [1, 2, 4].map(|flag| flags & flag != 0);
+                    let extent = Extent { rows, group, keys, has_prefix, tile, in_place, windowed };
+                    all.push((extent, Schedule::new(extent)));
+                }
+            }
+        }
+        all
+    }
+
+    /// Keys of a turn.
+    fn keys_of(turn: Turn, s: &Schedule) -> Option<(usize, usize)> {
+        match turn {
+            Turn::All => Some((0, s.keys)),
+            Turn::Keys(first, end) => Some((first, end)),
+            Turn::Prefix => None,
+        }
     }
 
     #[test]
     fn every_part_meets_every_key_and_the_prefix_once() {
-        for s in all() {
+        for (_, s) in all() {
             for part in 0..s.parts {
                 let (mut runs, mut prefix) = (Vec::new(), 0);
                 for band in 0..s.bands() {
                     for turn in (0..s.steps()).filter_map(|step| s.turn(band, step, part)) {
-                        let (first, end) = match turn {
-                            Turn::All => (0, s.keys),
-                            Turn::Keys(first, end) => (first, end),
-                            Turn::Prefix => {
-                                prefix += 1;
-                                continue;
-                            }
+                        prefix += match turn {
+                            Turn::All => s.prefix,
+                            Turn::Prefix => 1,
+                            Turn::Keys(..) => 0,
                         };
+                        let Some((first, end)) = keys_of(turn, &s) else { continue };
                         let held = s.band_keys(band);
                         assert!(
                             held.0 <= first && first <= end && end <= held.1,
                             "{s:?}, band {band}: {first}..{end}"
                         );
-                        prefix += usize::from(turn == Turn::All) * s.prefix;
                         runs.push((first, end));
                     }
                 }
@@ -191,31 +189,50 @@ mod tests {
                 });
                 assert_eq!((end, prefix), (s.keys, s.prefix), "{s:?}");
             }
-            // Another sequence may have more bands.
-            let (first, end) = s.band_keys(s.bands());
-            assert_eq!(first, end, "{s:?}");
+        }
+    }
+
+    #[test]
+    fn bands_lie_side_by_side() {
+        for (_, s) in all() {
+            // Another sequence may have more bands: they are empty here.
+            let end = (0..s.bands() + 2).fold(0, |end, band| {
+                let keys = s.band_keys(band);
+                assert!(keys.0 == end && keys.0 <= keys.1, "{s:?}, band {band}");
+                assert!(band < s.bands() || keys.0 == keys.1, "{s:?}, band {band}");
+                keys.1
+            });
+            assert_eq!(end, s.keys, "{s:?}");
         }
     }
 
     #[test]
     fn no_two_tasks_of_a_step_meet() {
-        for s in all() {
+        for (_, s) in all() {
             for (band, step) in (0..s.bands()).flat_map(|band| (0..s.steps()).map(move |step| (band, step))) {
                 let turns: Vec<_> = (0..s.parts).filter_map(|part| s.turn(band, step, part)).collect();
                 assert!(turns.len() <= s.tasks());
-                for (i, turn) in turns.iter().enumerate() {
-                    assert!(!turns[..i].contains(turn), "{s:?}, band {band}, step {step}: {turns:?}");
-                }
+                assert!(turns.len() < 2 || !turns.contains(&Turn::All), "{s:?}");
+                assert!(turns.iter().filter(|&&turn| turn == Turn::Prefix).count() < 2, "{s:?}");
+                let mut runs: Vec<_> = turns.iter().filter_map(|&turn| keys_of(turn, &s)).collect();
+                runs.sort_unstable();
+                let apart = runs.windows(2).all(|pair| pair[0].1 <= pair[1].0);
+                assert!(apart, "{s:?}, band {band}, step {step}: {turns:?}");
             }
         }
     }
 
     #[test]
     fn bands_bound_what_long_sequences_need() {
-        for s in all().filter(|s| s.keys > BANDED_KEYS) {
-            let banded = s.band == BAND_CHUNKS && s.chunk * BAND_CHUNKS <= BAND_KEYS;
-            assert!(banded || s.bands() <= 1, "{s:?}");
-            assert!(!banded || s.most_keys() <= BAND_KEYS, "{s:?}");
+        let mut banded = 0;
+        for (extent, s) in all() {
+            if !extent.in_place && !extent.windowed && extent.keys > BANDED_KEYS {
+                banded += 1;
+                assert!(s.most_keys() <= BAND_KEYS && s.bands() > 1, "{s:?}");
+            } else {
+                assert!(s.bands() <= 1 && s.most_keys() == s.keys, "{s:?}");
+            }
         }
+        assert!(banded > 100, "{banded}");
     }
 }
