@@ -1,4 +1,4 @@
-//! Tunes a frozen language model with inducers, on a CPU, in about two minutes, with nothing to download, or on a GPU.
+//! Tunes a frozen language model with inducers, on a CPU, in a few minutes, with nothing to download, or on a GPU.
 //!
 //! ```text
 //! cargo run --release -p inducer-attention-candle --example tune
