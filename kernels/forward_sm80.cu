@@ -148,19 +148,6 @@ DEVICE void clear_rows(const ForwardParams& params, i32 batch, i32 head, i32 beg
     }
 }
 
-// Multiplies O's rows.
-template <int MT, int OT>
-DEVICE void scale_rows(float (&o)[MT][OT][4], const float (&by)[MT][2]) {
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int ot = 0; ot < OT; ++ot) {
-            UNROLL
-            for (int e = 0; e < 4; ++e) o[mt][ot][e] *= by[mt][e / 2];
-        }
-    }
-}
-
 // Takes the virtual token into O, which is attn before, and stores U where it is wanted. Two passes over the adapters' ranks: the
 // key's for s0, hence λ, then the value's. One loop, as every block goes through this code once, and fetching it is most of what it
 // costs. Where both adapters have room, their first ranks are staged between the same two barriers. `stages` is where K and V were.
@@ -237,14 +224,7 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
                 }
                 continue;
             }
-            UNROLL
-            for (int mt = 0; mt < MT; ++mt) {
-                UNROLL
-                for (int nt = 0; nt < kChunkTiles; ++nt) {
-                    UNROLL
-                    for (int e = 0; e < 4; ++e) unit[mt][nt][e] *= weight[mt][e / 2];
-                }
-            }
+            scale_rows(unit, weight);
             if (p.value_kind == kValueExtended) {
                 T* u = row_address<T>(params.u, s.batch, task.head, static_cast<i64>(s.row_base) + task.row) + rank;
                 store_elements(u, params.u.row, unit, warp_row, task.rows, p.value.rank - rank);

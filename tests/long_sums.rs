@@ -12,15 +12,7 @@ use common::emulated::Emulated;
 use common::run;
 #[cfg(feature = "emulator")]
 use inducer_attention::emulator::Options;
-use inducer_attention::reference::{self, Tensor};
-
-/// ‖x − reference‖ / ‖reference‖.
-fn error(x: &Tensor, reference: &Tensor) -> f64 {
-    assert_eq!(x.shape, reference.shape);
-    let norm = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut x.data.iter().zip(&reference.data).map(|(x, r)| x - r));
-    difference / norm(&mut reference.data.iter().copied())
-}
+use inducer_attention::reference;
 
 fn backends() -> Vec<Box<dyn Backend>> {
     let mut all: Vec<Box<dyn Backend>> = Vec::new();
@@ -45,11 +37,11 @@ fn check(case: &Case) {
     for backend in backends() {
         let backend = backend.as_ref();
         let forward = run::forward(backend, &inputs).expect("a forward");
-        let o = error(&forward.named()[0].1, &outputs.o);
+        let o = forward.named()[0].1.relative_error(&outputs.o);
         assert!(o <= 1e-6, "{}: O is off by {o:.2e}", backend.name());
         let backward = run::backward(backend, &inputs, &forward).expect("a backward");
         for ((name, x), (_, reference)) in backward.named().iter().zip(gradients.named()) {
-            let e = error(x, reference);
+            let e = x.relative_error(reference);
             assert!(e <= 5e-6, "{}: {} is off by {e:.2e}", backend.name(), gradient_name(name));
         }
     }

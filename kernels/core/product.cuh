@@ -45,6 +45,21 @@ DEVICE void clear(float (&c)[MT][NT][4]) {
     }
 }
 
+// Multiplies rows: of one block of 16 rows, or of several.
+template <int NT>
+DEVICE void scale_rows(float (&c)[NT][4], const float (&by)[2]) {
+    UNROLL
+    for (int nt = 0; nt < NT; ++nt) {
+        UNROLL
+        for (int e = 0; e < 4; ++e) c[nt][e] *= by[e / 2];
+    }
+}
+template <int MT, int NT>
+DEVICE void scale_rows(float (&c)[MT][NT][4], const float (&by)[MT][2]) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) scale_rows(c[mt], by[mt]);
+}
+
 // Where a lane reads: `lane_row` and `lane_chunk` (0 or 1) are its own; `row`, a multiple of 8, and `chunk`, of 2, are the same
 // in all lanes and known to the compiler, so that an address is the lane's part, computed once, and an exclusive or.
 template <class T, int D>

@@ -72,26 +72,14 @@ struct OnlineSoftmax {
                 }
                 sum(mt, half) = fused_multiply_add(sum(mt, half), factor[mt][half], total);
             }
+            // Where no reference has moved, scaling changes nothing: factors are 1, or 0 in rows that have seen nothing, where O is 0.
             // A wide O leaves no registers to keep the factors in.
             if constexpr (kIsWide<OT>) {
-                if (warp_any(moved)) rescale(o[mt], factor[mt]);
+                if (warp_any(moved)) scale_rows(o[mt], factor[mt]);
                 moved = false;
             }
         }
-        if (!kIsWide<OT> && warp_any(moved)) {
-            UNROLL
-            for (int mt = 0; mt < MT; ++mt) rescale(o[mt], factor[mt]);
-        }
-    }
-
-    // Where no reference has moved this changes nothing: factors are 1, or 0 in rows that have seen nothing, where O is 0.
-    template <int OT>
-    static DEVICE void rescale(float (&o)[OT][4], const float (&factor)[2]) {
-        UNROLL
-        for (int ot = 0; ot < OT; ++ot) {
-            UNROLL
-            for (int e = 0; e < 4; ++e) o[ot][e] *= factor[e / 2];
-        }
+        if (!kIsWide<OT> && warp_any(moved)) scale_rows(o, factor);
     }
 
     // After the last tile: lse of a row in natural logarithm, −∞ if it saw nothing, and 1 / sum (0 then). Collective.

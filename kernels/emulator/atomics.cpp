@@ -1,15 +1,10 @@
 // Global memory that blocks share: atomics, acquire and release, and the loop that waits.
+#include "numbers.h"
 #include "scheduler.h"
-
-#include <cfloat>
-#include <cmath>
 
 namespace emulator {
 
 namespace {
-
-// Additions in global memory have no subnormal numbers.
-float flushed(float x) { return std::fabs(x) < FLT_MIN ? std::copysign(0.0f, x) : x; }
 
 Lane& begin(const void* address, Site site) {
     Lane& lane = *current;

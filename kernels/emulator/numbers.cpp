@@ -1,8 +1,5 @@
 #include "numbers.h"
 
-#include <math.h>
-
-#include <cmath>
 #include <limits>
 
 #include "runtime.h"
@@ -33,19 +30,14 @@ uint32_t pack_f16(float low, float high) { return f16_bits(low) | static_cast<ui
 uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | static_cast<uint32_t>(bf16_bits(high)) << 16; }
 float f16_to_float(uint16_t bits) { return f16_value(bits); }
 
-float exp2_flushed(float x) {
-    const float result = exp2f(x);
-    return result < 0x1p-126f ? 0.0f : result;
-}
+float exp2_flushed(float x) { return flushed(std::exp2(x)); }
 
 // PTX ISA 9.7.3.8, div.approx.ftz: subnormal numbers are 0, and so is a quotient by more than 2^126, that of infinity NaN.
 float divide_flushed(float a, float b) {
-    const auto flushed = [](float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; };
     a = flushed(a);
     b = flushed(b);
     if (std::fabs(b) > 0x1p126f && std::isfinite(b)) {
-        const float sign = std::signbit(a) == std::signbit(b) ? 1.0f : -1.0f;
-        return std::isfinite(a) ? std::copysign(0.0f, sign) : std::numeric_limits<float>::quiet_NaN();
+        return std::isfinite(a) ? std::copysign(0.0f, a) * b : std::numeric_limits<float>::quiet_NaN();
     }
     return flushed(a / b);
 }

@@ -1,8 +1,11 @@
-// 16-bit floats: conversions that the compiler can vectorise where whole fragments are converted.
+// 16-bit floats: conversions that the compiler can vectorise where whole fragments are converted. Subnormal numbers as 0.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
+
+#include <cfloat>
+#include <cmath>
 
 namespace emulator {
 
@@ -16,6 +19,9 @@ inline uint32_t bits_of(float x) {
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
+
+// As instructions with .ftz, and additions in global memory, take and give numbers.
+inline float flushed(float x) { return std::fabs(x) < FLT_MIN ? std::copysign(0.0f, x) : x; }
 
 inline float bf16_value(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
 

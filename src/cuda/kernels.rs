@@ -32,7 +32,7 @@ pub struct Kernel {
     pub keys: u32,
     /// Warps of a block.
     pub warps: u32,
-    /// Blocks that should fit a multiprocessor at once.
+    /// Blocks that should fit a multiprocessor at once, on GPUs with the most shared memory.
     pub blocks: u32,
     /// Its blocks take more shared memory of a multiprocessor than every GPU has, up to [`WIDE_SHARED`].
     pub wide: bool,

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{BackwardPlan, Pair, output_rows};
+use super::{BackwardPlan, output_rows};
 use crate::cpu::moves::{self, write};
 use crate::cpu::workspace::Floats;
 use crate::inducer::{AdapterGradients, KeyGradients, ValueGradients};
@@ -13,18 +13,17 @@ impl BackwardPlan<'_, '_, '_> {
     pub(super) fn finish_keys(&self, start: usize, end: usize, band: usize) {
         let gradients = &self.call().gradients;
         (0..end - start).into_par_iter().for_each(|place| {
-            let pair = self.pair(start, place);
-            let (first_key, end_key) = self.schedule(&pair).band_keys(band);
-            if first_key >= end_key {
+            let (pair, _) = self.pair_in_band(start, place, band);
+            let (s, (first, end)) = (&pair.sequence, pair.held);
+            if first == end {
                 return;
             }
-            let (pair, s) = (Pair { first_key, ..pair }, pair.sequence);
             for (t, acc) in [(&gradients.d_k, self.d_k), (&gradients.d_v, self.d_v)] {
-                let (from, ld) = self.d_kv_rows(&pair, t, acc, first_key);
-                let to = output_rows(t, [s.batch, pair.kv_head, s.key_base + first_key]);
+                let (from, ld) = self.d_kv_rows(&pair, t, acc, first);
+                let to = output_rows(t, [s.batch, pair.kv_head, s.key_base + first]);
                 // SAFETY: a pair's rows of the outputs belong to its task; accumulators hold the band's.
                 unsafe {
-                    moves::narrow(self.kernels, from, ld, end_key - first_key, self.problem.head_dim(), to);
+                    moves::narrow(self.kernels, from, ld, end - first, self.problem.head_dim(), to);
                 };
             }
         });

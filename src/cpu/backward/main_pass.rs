@@ -49,34 +49,20 @@ impl BackwardPlan<'_, '_, '_> {
     /// Adds dQ, dK and dV of the pairs `start..end`, step by step.
     pub(super) fn main_pass(&self, start: usize, end: usize) {
         let places = end - start;
-        // SAFETY: as many numbers from there on belong to whoever calls this.
-        let zero = |at: *mut f32, n: usize| unsafe { std::slice::from_raw_parts_mut(at, n).fill(0.0) };
-        // No task runs; the accumulators were carved for a flight.
-        let prefix = places * self.problem.prefix_len() * self.padded;
-        zero(self.d_prefix_k.at(0), prefix);
-        zero(self.d_prefix_v.at(0), prefix);
-        let schedules = || (0..places).map(|place| self.schedule(&self.pair(start, place)));
-        let most = |of: fn(&Schedule) -> usize| schedules().map(|s| of(&s)).max().unwrap_or(0);
+        self.clear_prefix(places);
+        let most = |of: fn(&Schedule) -> usize| {
+            (0..places).map(|place| of(&self.pair_in_band(start, place, 0).1)).max().unwrap_or(0)
+        };
         let (bands, steps, parts) = (most(Schedule::bands), most(Schedule::steps), most(Schedule::parts));
         for band in 0..bands {
             if !self.in_place {
-                (0..places).into_par_iter().for_each(|place| {
-                    let (first, end) = self.schedule(&self.pair(start, place)).band_keys(band);
-                    for accumulator in [self.d_k, self.d_v] {
-                        // A place's accumulators are its task's alone.
-                        zero(
-                            accumulator.at(place * self.max_keys * self.padded),
-                            (end - first) * self.padded,
-                        );
-                    }
-                });
+                self.clear_keys(start, end, band);
             }
             for step in 0..steps {
                 (0..places * parts).into_par_iter().for_each(|task| {
-                    let (pair, part) = (self.pair(start, task / parts), task % parts);
-                    let schedule = self.schedule(&pair);
+                    let (place, part) = (task / parts, task % parts);
+                    let (pair, schedule) = self.pair_in_band(start, place, band);
                     if let Some(turn) = schedule.turn(band, step, part) {
-                        let pair = Pair { first_key: schedule.band_keys(band).0, ..pair };
                         self.run_part(&pair, (part, schedule.parts()), turn);
                     }
                 });
@@ -85,6 +71,27 @@ impl BackwardPlan<'_, '_, '_> {
                 self.finish_keys(start, end, band);
             }
         }
+    }
+
+    /// Zeroes the prefix's accumulators.
+    fn clear_prefix(&self, places: usize) {
+        let floats = places * self.problem.prefix_len() * self.padded;
+        for accumulator in [self.d_prefix_k, self.d_prefix_v] {
+            // SAFETY: no task runs; carved for a flight.
+            unsafe { std::slice::from_raw_parts_mut(accumulator.at(0), floats).fill(0.0) };
+        }
+    }
+
+    /// Zeroes the accumulators of dK and dV for a band of the keys of the pairs `start..end`.
+    fn clear_keys(&self, start: usize, end: usize, band: usize) {
+        (0..end - start).into_par_iter().for_each(|place| {
+            let (first, end) = self.pair_in_band(start, place, band).0.held;
+            for accumulator in [self.d_k, self.d_v] {
+                let at = accumulator.at(place * self.max_keys * self.padded);
+                // SAFETY: a place's accumulators belong to its task; they hold a band.
+                unsafe { std::slice::from_raw_parts_mut(at, (end - first) * self.padded).fill(0.0) };
+            }
+        });
     }
 
     /// One of so many parts of a pair's queries against the keys whose turn it is.

@@ -15,7 +15,7 @@ mod main_pass;
 mod prepare;
 mod schedule;
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 use schedule::{Extent, Schedule};
 
@@ -217,8 +217,8 @@ struct Pair {
     place: usize,
     sequence: Sequence,
     kv_head: usize,
-    /// The key whose dK and dV are the first in the accumulators.
-    first_key: usize,
+    /// Keys of the sequence whose dK and dV the accumulators hold, from the first to one before the second.
+    held: (usize, usize),
 }
 
 impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
@@ -237,18 +237,14 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
         let wide = problem.dtype() == DType::F32;
         let in_place = wide && d == padded;
         let tile = Tiling::backward(kernels).keys;
-        let (mut max_rows, mut max_keys, mut tasks) = (0, 0, 1);
+        // The longest sequence says how many tasks there are at a time; of several, the one with fewest.
+        let (mut longest, mut max_keys) = ((0, Reverse(1)), 0);
         for sequence in (0..problem.sequences()).map(|i| problem.sequence(i)) {
             let schedule = schedule(problem, &sequence, tile, in_place);
-            // The longest sequence says how many tasks there are at a time; of several, the one with fewest.
-            match sequence.rows.cmp(&max_rows) {
-                Ordering::Greater => tasks = schedule.tasks(),
-                Ordering::Equal => tasks = schedule.tasks().min(tasks),
-                Ordering::Less => {}
-            }
-            max_rows = max_rows.max(sequence.rows);
+            longest = longest.max((sequence.rows, Reverse(schedule.tasks())));
             max_keys = max_keys.max(schedule.most_keys());
         }
+        let (max_rows, Reverse(tasks)) = longest;
         let group = problem.group_size();
         let pairs = problem.sequences() * problem.kv_heads();
         let flight = (4 * threads).div_ceil(tasks).min(pairs);
@@ -314,11 +310,15 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
     fn pair(&self, start: usize, place: usize) -> Pair {
         let heads = self.problem.kv_heads();
         let index = start + place;
-        Pair { place, sequence: self.problem.sequence(index / heads), kv_head: index % heads, first_key: 0 }
+        Pair { place, sequence: self.problem.sequence(index / heads), kv_head: index % heads, held: (0, 0) }
     }
 
-    fn schedule(&self, pair: &Pair) -> Schedule {
-        schedule(self.problem, &pair.sequence, Tiling::backward(self.kernels).keys, self.in_place)
+    /// The same while its accumulators hold a band of its keys.
+    fn pair_in_band(&self, start: usize, place: usize, band: usize) -> (Pair, Schedule) {
+        let pair = self.pair(start, place);
+        let schedule =
+            schedule(self.problem, &pair.sequence, Tiling::backward(self.kernels).keys, self.in_place);
+        (Pair { held: schedule.band_keys(band), ..pair }, schedule)
     }
 
     /// Index of a row of a query head in the flight's row vectors.
@@ -344,7 +344,7 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
             let s = &pair.sequence;
             return (t.at([s.batch, pair.kv_head, s.key_base + key, 0]).cast(), t.strides()[2]);
         }
-        (acc.at((pair.place * self.max_keys + key - pair.first_key) * self.padded), self.padded)
+        (acc.at((pair.place * self.max_keys + key - pair.held.0) * self.padded), self.padded)
     }
 
     /// Zeroes what is added to in place, and what no task writes.
