@@ -153,7 +153,7 @@ pub(super) unsafe fn widen(kernels: &Kernels, src: Rows, rows: usize, cols: usiz
 /// f32 rows `ld` floats apart, rounded to nearest even.
 ///
 /// # Safety
-/// `src` holds `rows·ld` floats, `ld` being whole vectors; `rows` rows of `cols` elements are writable.
+/// `rows` rows of `cols` floats, `ld` apart, are readable at `src`; `rows` rows of `cols` elements are writable.
 pub(super) unsafe fn narrow(
     kernels: &Kernels,
     src: *const f32,

@@ -333,8 +333,7 @@ unsafe fn widen_rows_from<V: Vector, S: Storage>(src: &Natural, dst: *mut f32, l
 ///
 /// # Safety
 ///
-/// The contract of [`Vector`]; `dst` is writable, `src` readable for `dst.rows` rows of `ld`; `ld` is a multiple of
-/// [`Vector::LANES`] and at least `dst.cols`.
+/// The contract of [`Vector`]; `dst` is writable, `src` readable for `dst.rows` rows of `dst.cols`, `ld` apart.
 #[inline(always)]
 pub(super) unsafe fn narrow_rows<V: Vector>(src: *const f32, ld: usize, dst: &NaturalMut, scale: f32) {
     by_dtype!(dst.dtype, narrow_rows_to::<V>(src, ld, dst, scale));
@@ -348,8 +347,9 @@ unsafe fn narrow_rows_to<V: Vector, S: Storage>(src: *const f32, ld: usize, dst:
         let to = dst.data.offset(row as isize * dst.stride);
         let mut col = 0;
         while col < dst.cols {
-            let x = V::load(from.add(col)).mul(scale);
-            store_some::<V, S>(x, to.add(col * S::SIZE), dst.cols - col);
+            let left = dst.cols - col;
+            let x = load_some::<V, F32>(from.add(col).cast(), left).mul(scale);
+            store_some::<V, S>(x, to.add(col * S::SIZE), left);
             col += V::LANES;
         }
     }

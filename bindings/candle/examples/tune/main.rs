@@ -203,8 +203,8 @@ struct Sizes {
 
 impl Sizes {
     const BYTES: Self = Self {
-        pretraining_steps: 700,
-        tuning_steps: 220,
+        pretraining_steps: 450,
+        tuning_steps: 160,
         batch: 8,
         length: 128,
         course_windows: 32,

@@ -185,11 +185,13 @@ fn rows_and_back() {
             }
         }
 
-        let values = numbers.many(rows * ld);
-        let before = natural.bytes().to_vec();
-        // SAFETY: as above.
-        unsafe { (kernels.narrow_rows)(values.as_ptr(), ld, &natural.rows_mut(), 3.0) };
-        assert_rows(kernels, &natural, &before, |i, j, _| bytes(natural.dtype, 3.0 * values[i * ld + j]));
+        for ld in [ld, cols] {
+            let values = numbers.many(rows * ld);
+            let before = natural.bytes().to_vec();
+            // SAFETY: as above.
+            unsafe { (kernels.narrow_rows)(values.as_ptr(), ld, &natural.rows_mut(), 3.0) };
+            assert_rows(kernels, &natural, &before, |i, j, _| bytes(natural.dtype, 3.0 * values[i * ld + j]));
+        }
     });
 }
 
