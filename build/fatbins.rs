@@ -101,7 +101,8 @@ fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
             return Err(format!("{}: there is no such file", path.display()));
         }
         let mut hash = Sha256::new();
-        hash.update(format!("{} {targets:?} {}", nvcc.version, include_str!("nvcc.rs")));
+        let how = (&targets, nvcc.line_info);
+        hash.update(format!("{} {how:?} {}", nvcc.version, include_str!("nvcc.rs")));
         for file in &files {
             println!("cargo::rerun-if-changed={}", file.display());
             hash.update(std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?);

@@ -14,6 +14,9 @@ const DEFAULT_TARGETS: [u32; 4] = [80, 90, 100, 120];
 /// code of its own.
 pub const FLOOR: u32 = 80;
 
+/// Set to anything but 0, kernels carry line numbers, for profilers.
+pub const LINE_INFO: &str = "INDUCER_ATTENTION_CUDA_LINEINFO";
+
 /// `NVCC`, then the CUDA folder that a variable names, then `PATH`, then the usual place.
 pub fn find() -> Option<PathBuf> {
     if let Some(nvcc) = variable("NVCC") {
@@ -52,6 +55,8 @@ pub struct Nvcc {
     known: Vec<u32>,
     /// Whether it can compress for size (12.8 and newer).
     compress_mode: bool,
+    /// Whether code says which line of the source it comes from. It is the same code.
+    pub line_info: bool,
 }
 
 impl Nvcc {
@@ -63,7 +68,8 @@ impl Nvcc {
             .filter_map(|name| name.strip_prefix("sm_")?.parse().ok())
             .collect();
         let compress_mode = output(Command::new(&path).arg("--help"))?.contains("--compress-mode");
-        Ok(Self { path, version, known, compress_mode })
+        let line_info = variable(LINE_INFO).is_some_and(|value| value != "0");
+        Ok(Self { path, version, known, compress_mode, line_info })
     }
 
     /// The architectures to build: those that the variable lists; else those of this machine's GPUs; else one per generation.
@@ -97,14 +103,18 @@ impl Nvcc {
         let mut command = Command::new(&self.path);
         // Fused where the source says so and nowhere else: a row's reference and its maximum must round alike.
         command.args(["--ptx", "-std=c++17", "-O3", "-fmad=false", "-arch", &format!("compute_{FLOOR}")]);
-        output(command.arg("-o").arg(to).arg(source)).map(|_| ())
+        output(self.with_line_info(&mut command).arg("-o").arg(to).arg(source)).map(|_| ())
     }
 
     /// Compiles PTX to the code of one architecture, and returns the assembler's report on registers, spills and memory.
     pub fn cubin(&self, ptx: &Path, target: u32, to: &Path) -> Result<String, String> {
         let mut command = self.beside("ptxas");
         command.args(["-O3", "-v", &format!("-arch=sm_{target}")]);
-        output(command.arg("-o").arg(to).arg(ptx))
+        output(self.with_line_info(&mut command).arg("-o").arg(to).arg(ptx))
+    }
+
+    fn with_line_info<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        if self.line_info { command.arg("-lineinfo") } else { command }
     }
 
     /// Puts PTX and code together.

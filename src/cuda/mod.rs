@@ -25,6 +25,8 @@
 //! - `CUDARC_CUDA_VERSION`, such as `13000`: for cudarc, where it does not know the nvcc in `PATH`.
 //! - `INDUCER_ATTENTION_CUDA_ARCHS`: targets, such as `80,90`. Otherwise those of the machine's GPUs; if it has none, one per
 //!   generation. PTX is always there for GPUs that come later.
+//! - `INDUCER_ATTENTION_CUDA_LINEINFO`: set to `1`, the same code carries the lines of the source that it comes from, which a
+//!   profiler shows beside its counters.
 //! - `INDUCER_ATTENTION_CUDA_FATBINS`: a folder of prebuilt fatbins with a `SHA256SUMS`, instead of compiling.
 
 mod convert;
