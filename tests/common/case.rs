@@ -51,6 +51,17 @@ pub enum ValueCase {
     Extended { rank: usize },
 }
 
+impl ValueCase {
+    /// Not inlined: the compiler would read it before it knows that there is an inducer, and valgrind would complain.
+    #[inline(never)]
+    fn rank(&self) -> usize {
+        match *self {
+            Self::Zero => 0,
+            Self::Residual { rank } | Self::Direct { rank } | Self::Extended { rank } => rank,
+        }
+    }
+}
+
 /// The virtual token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InducerCase {
@@ -182,12 +193,7 @@ impl Case {
     }
 
     pub fn value_rank(&self) -> usize {
-        match self.inducer.map(|i| i.value) {
-            Some(
-                ValueCase::Residual { rank } | ValueCase::Direct { rank } | ValueCase::Extended { rank },
-            ) => rank,
-            _ => 0,
-        }
+        self.inducer.as_ref().map_or(0, |inducer| inducer.value.rank())
     }
 
     pub fn is_extended(&self) -> bool {

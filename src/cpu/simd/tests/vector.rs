@@ -149,6 +149,11 @@ fn x86_64() {
         // SAFETY: as above.
         unsafe { check::<Avx512<false>>() };
     }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn avx512_bf16() {
+        // SAFETY: as above.
+        unsafe { check::<Avx512<true>>() };
+    }
     if InstructionSet::Avx2.is_available() {
         // SAFETY: just checked.
         unsafe { avx2() };
@@ -156,5 +161,9 @@ fn x86_64() {
     if InstructionSet::Avx512.is_available() {
         // SAFETY: just checked.
         unsafe { avx512() };
+    }
+    if InstructionSet::Avx512Bf16.is_available() {
+        // SAFETY: just checked.
+        unsafe { avx512_bf16() };
     }
 }
