@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::includes;
+use crate::kernel_list;
 use crate::nvcc::{self, Nvcc, variable};
 use crate::pool;
 
@@ -102,7 +103,8 @@ fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
         }
         let mut hash = Sha256::new();
         let how = (&targets, nvcc.line_info);
-        hash.update(format!("{} {how:?} {}", nvcc.version, include_str!("nvcc.rs")));
+        let script = concat!(include_str!("nvcc.rs"), include_str!("kernel_list.rs"));
+        hash.update(format!("{} {how:?} {script}", nvcc.version));
         for file in &files {
             println!("cargo::rerun-if-changed={}", file.display());
             hash.update(std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?);
@@ -127,7 +129,8 @@ fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
             Ok(targets.iter().map(|&target| Job::Cubin(source, target)).collect())
         }
         Job::Cubin(source, target) => {
-            let text = nvcc.cubin(&ptx(source), target, &cubin(source, target))?;
+            let unused = kernel_list::unused(target);
+            let text = nvcc.cubin(&ptx(source), target, &unused, &cubin(source, target))?;
             std::fs::write(report(source, target), text).map_err(|e| e.to_string())?;
             Ok(Vec::new())
         }

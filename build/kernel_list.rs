@@ -18,6 +18,28 @@ pub fn generate() {
     std::fs::write(Path::new(&out).join("kernels.rs"), table).expect("OUT_DIR is writable");
 }
 
+/// Kernels that no device asks for whose code is a target's: of two for the same problems, the one that those devices have too
+/// little shared memory for, or the one that they leave for the other. The rule is that of `Kernel::find`, and the static gates
+/// hold it against that.
+#[cfg(feature = "cuda")]
+pub fn unused(target: u32) -> Vec<String> {
+    let list = std::fs::read_to_string(LIST).unwrap_or_else(|e| panic!("{LIST}: {e}"));
+    let names = list.lines().filter_map(|line| {
+        let (arguments, _) = line.trim().strip_prefix("X(")?.split_once(')')?;
+        let parts: Vec<&str> = arguments.split(',').map(str::trim).collect();
+        Some((parts[0].to_owned(), format!("{}_d{}", parts[1], parts[2])))
+    });
+    let wide = names.filter_map(|(pass, of)| Some((pass.strip_suffix("_wide")?.to_owned(), of)));
+    match target {
+        // 227 KB a block, all of them.
+        90 | 100 | 103 => wide.map(|(pass, of)| format!("{pass}_{of}")).collect(),
+        // 99 KB.
+        86 | 89 | 120 | 121 => wide.map(|(pass, of)| format!("{pass}_wide_{of}")).collect(),
+        // Code for sm_80 also runs where there are 99 KB.
+        _ => Vec::new(),
+    }
+}
+
 /// `X(pass, type, head_dim, rows, keys, warps, blocks) \`
 fn entry(line: &str) -> Option<String> {
     let (arguments, _) = line.strip_prefix("X(")?.split_once(')')?;

@@ -106,10 +106,18 @@ impl Nvcc {
         output(self.with_line_info(&mut command).arg("-o").arg(to).arg(source)).map(|_| ())
     }
 
-    /// Compiles PTX to the code of one architecture, and returns the assembler's report on registers, spills and memory.
-    pub fn cubin(&self, ptx: &Path, target: u32, to: &Path) -> Result<String, String> {
+    /// Compiles PTX to the code of one architecture, some of its kernels left out, and returns the assembler's report on
+    /// registers, spills and memory.
+    pub fn cubin(&self, ptx: &Path, target: u32, unused: &[String], to: &Path) -> Result<String, String> {
         let mut command = self.beside("ptxas");
         command.args(["-O3", "-v", &format!("-arch=sm_{target}")]);
+        let text = std::fs::read_to_string(ptx).map_err(|e| format!("{}: {e}", ptx.display()))?;
+        let kernels =
+            text.split(".entry ").skip(1).filter_map(|rest| rest.split_once('(')).map(|(name, _)| name);
+        let (out, kept): (Vec<&str>, Vec<&str>) = kernels.partition(|name| unused.iter().any(|u| u == name));
+        if !out.is_empty() {
+            command.arg(format!("--entry={}", kept.join(",")));
+        }
         output(self.with_line_info(&mut command).arg("-o").arg(to).arg(ptx))
     }
 

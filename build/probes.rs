@@ -56,7 +56,7 @@ fn compile(path: PathBuf, out: &Path, fatbin: &Path) -> Result<(), String> {
     let mut cubins = Vec::new();
     for target in targets {
         let cubin = out.join(format!("probes.sm_{target}.cubin"));
-        nvcc.cubin(&ptx, target, &cubin)?;
+        nvcc.cubin(&ptx, target, &[], &cubin)?;
         cubins.push((target, cubin));
     }
     nvcc.fatbin(&ptx, &cubins, fatbin)?;

@@ -21,9 +21,11 @@ use crate::support::tensors::random;
 /// Passes that the build holds all kernels of.
 pub(crate) fn passes(engine: &Engine) -> Vec<Pass> {
     let has = |pass: kernels::Pass| {
-        // Wide ones are not for every card.
-        let mut own = KERNELS.iter().filter(|kernel| kernel.pass == pass && !kernel.wide);
-        own.all(|kernel| engine.resources(kernel).is_ok())
+        // Of two kernels for the same problems, a card has its own.
+        KERNELS.iter().filter(|k| k.pass == pass).all(|k| {
+            let own = engine.kernel(pass, k.dtype, k.head_dim as usize);
+            own.is_some_and(|kernel| engine.resources(kernel).is_ok())
+        })
     };
     let mut passes = vec![Pass::Forward];
     if [kernels::Pass::BackwardPrepare, kernels::Pass::Backward, kernels::Pass::BackwardFinish].map(has)

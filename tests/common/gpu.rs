@@ -78,8 +78,10 @@ impl Backend for Gpu {
     }
 
     fn has_backward(&self) -> bool {
-        // Wide kernels are not there on a device that has no room for them.
-        KERNELS.iter().filter(|kernel| !kernel.wide).all(|kernel| self.engine.resources(kernel).is_ok())
+        KERNELS.iter().all(|k| {
+            let own = self.engine.kernel(k.pass, k.dtype, k.head_dim as usize);
+            own.is_some_and(|kernel| self.engine.resources(kernel).is_ok())
+        })
     }
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
