@@ -5,13 +5,15 @@ use std::path::Path;
 
 const LIST: &str = "kernels/list.h";
 
+/// Ends the names of passes with wide tiles.
+const WIDE: &str = "_wide";
+
 /// Writes `$OUT_DIR/kernels.rs`, an array of `Kernel`.
 pub fn generate() {
     println!("cargo::rerun-if-changed={LIST}");
-    let list = std::fs::read_to_string(LIST).unwrap_or_else(|e| panic!("{LIST}: {e}"));
     let mut table = String::from("[\n");
-    for line in list.lines().map(str::trim).filter(|line| line.starts_with("X(")) {
-        table.push_str(&entry(line).unwrap_or_else(|| panic!("{LIST}: cannot read {line:?}")));
+    for kernel in kernels() {
+        table.push_str(&entry(&kernel).unwrap_or_else(|| panic!("{LIST}: cannot read {kernel:?}")));
     }
     table.push_str("]\n");
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
@@ -23,31 +25,37 @@ pub fn generate() {
 /// hold it against that.
 #[cfg(feature = "cuda")]
 pub fn unused(target: u32) -> Vec<String> {
-    let list = std::fs::read_to_string(LIST).unwrap_or_else(|e| panic!("{LIST}: {e}"));
-    let names = list.lines().filter_map(|line| {
-        let (arguments, _) = line.trim().strip_prefix("X(")?.split_once(')')?;
-        let parts: Vec<&str> = arguments.split(',').map(str::trim).collect();
-        Some((parts[0].to_owned(), format!("{}_d{}", parts[1], parts[2])))
+    let wide = kernels().into_iter().filter_map(|kernel| {
+        let base = kernel[0].strip_suffix(WIDE)?;
+        Some((base.to_owned(), format!("{}_d{}", kernel[1], kernel[2])))
     });
-    let wide = names.filter_map(|(pass, of)| Some((pass.strip_suffix("_wide")?.to_owned(), of)));
     match target {
         // 227 KB a block, all of them.
         90 | 100 | 103 => wide.map(|(pass, of)| format!("{pass}_{of}")).collect(),
         // 99 KB.
-        86 | 89 | 120 | 121 => wide.map(|(pass, of)| format!("{pass}_wide_{of}")).collect(),
+        86 | 89 | 120 | 121 => wide.map(|(pass, of)| format!("{pass}{WIDE}_{of}")).collect(),
         // Code for sm_80 also runs where there are 99 KB.
         _ => Vec::new(),
     }
 }
 
-/// `X(pass, type, head_dim, rows, keys, warps, blocks) \`
-fn entry(line: &str) -> Option<String> {
-    let (arguments, _) = line.strip_prefix("X(")?.split_once(')')?;
-    let parts: Vec<&str> = arguments.split(',').map(str::trim).collect();
-    let [pass, dtype, sizes @ ..] = parts.as_slice() else { return None };
+/// `[pass, type, head_dim, rows, keys, warps, blocks]` of every line `X(pass, type, …) \`.
+fn kernels() -> Vec<Vec<String>> {
+    let list = std::fs::read_to_string(LIST).unwrap_or_else(|e| panic!("{LIST}: {e}"));
+    let lines = list.lines().map(str::trim).filter_map(|line| line.strip_prefix("X("));
+    lines
+        .map(|rest| {
+            let (fields, _) = rest.split_once(')').unwrap_or_else(|| panic!("{LIST}: cannot read {rest:?}"));
+            fields.split(',').map(|field| field.trim().to_owned()).collect()
+        })
+        .collect()
+}
+
+fn entry(kernel: &[String]) -> Option<String> {
+    let [pass, dtype, sizes @ ..] = kernel else { return None };
     let sizes: Vec<u32> = sizes.iter().map(|s| s.parse().ok()).collect::<Option<_>>()?;
     let [head_dim, rows, keys, warps, blocks] = sizes.as_slice() else { return None };
-    let (base, wide) = pass.strip_suffix("_wide").map_or((*pass, false), |base| (base, true));
+    let (base, wide) = pass.strip_suffix(WIDE).map_or((pass.as_str(), false), |base| (base, true));
     let variant: String = base.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     let mut entry = String::new();
     writeln!(

@@ -15,7 +15,7 @@ const DEFAULT_TARGETS: [u32; 4] = [80, 90, 100, 120];
 pub const FLOOR: u32 = 80;
 
 /// Set to anything but 0, kernels carry line numbers, for profilers.
-pub const LINE_INFO: &str = "INDUCER_ATTENTION_CUDA_LINEINFO";
+const LINE_INFO: &str = "INDUCER_ATTENTION_CUDA_LINEINFO";
 
 /// `NVCC`, then the CUDA folder that a variable names, then `PATH`, then the usual place.
 pub fn find() -> Option<PathBuf> {
