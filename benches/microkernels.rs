@@ -47,13 +47,13 @@ struct Use {
 
 fn uses(bf16: bool) -> Vec<Use> {
     let mut uses = Vec::new();
-    // A head's rows lie apart by the row itself, or by all heads' rows.
+    // Rows of K and V lie side by side, or, where they are copied, an odd number of cache lines apart.
     for d in [64, 128, 256] {
-        for heads in [1, 8] {
+        for distance in [d, d + 16] {
             for queries in [64, 96, 112, 128] {
                 for keys in [96, 128, 256, 512] {
                     let per = if bf16 { 2 } else { 1 };
-                    let stride = d * heads / per;
+                    let stride = distance / per;
                     uses.push(Use {
                         name: "a  S = K·Qt",
                         m: keys,
@@ -67,7 +67,7 @@ fn uses(bf16: bool) -> Vec<Use> {
                         m: d,
                         n: queries,
                         k: keys / per,
-                        a: (1, d * heads),
+                        a: (1, distance),
                         accumulate: true,
                     });
                     uses.push(Use {

@@ -1,7 +1,7 @@
 //! The share of the FMA peak that a call reaches where nothing disturbs it.
 //!
 //! `cargo bench --bench share [-- [THREADS] WORD...]`: on that many threads (1), lines that hold every word, as in
-//! `2 fwd d128 n2048`
+//! `2 fwd d128 n2048`; heads lie side by side, or, where a line says bnhd, eight of them row by row
 //!
 //! Calls and short bursts of multiply-adds on registers take turns, and the fastest of each counts: on a machine that does
 //! other things as well, medians tell about those. `benches/attention.rs` has the medians.
@@ -16,7 +16,7 @@ use inducer_attention::cpu::microkernels::MicroKernels;
 use inducer_attention::{DType, Result};
 use rayon::ThreadPoolBuilder;
 use support::options::has_words;
-use support::shapes::{Case, Mask, Pass};
+use support::shapes::{Case, Layout, Mask, Pass};
 use support::tensors::{Contestant, Inputs};
 
 /// How long a line takes.
@@ -34,10 +34,12 @@ fn main() -> Result<()> {
     for head_dim in [64, 128] {
         for mask in [Mask::Full, Mask::Causal] {
             for n in [512, 2048, 8192] {
-                let case = Case { heads: threads, batch: 1, ..Case::new(DType::F32, mask, head_dim, n, 8) };
-                let passes = Pass::ALL.map(|pass| (pass, case.label(pass)));
-                if passes.iter().any(|(_, label)| has_words(label, &words)) {
-                    pool.install(|| measure(case, |pass| has_words(&case.label(pass), &words)))?;
+                let some = Case { heads: threads, batch: 1, ..Case::new(DType::F32, mask, head_dim, n, 8) };
+                for case in [some, Case { heads: 8, layout: Layout::Bnhd, ..some }] {
+                    let passes = Pass::ALL.map(|pass| (pass, case.label(pass)));
+                    if passes.iter().any(|(_, label)| has_words(label, &words)) {
+                        pool.install(|| measure(case, |pass| has_words(&case.label(pass), &words)))?;
+                    }
                 }
             }
         }

@@ -21,7 +21,7 @@ fn parse(line: &str) -> Result<Options, String> {
 
 #[test]
 fn work_is_counted_as_the_field_counts_it() {
-    let case = |mask, n| Case { dtype: DType::F32, mask, head_dim: 64, n, heads: 3, batch: 2, rank: 8 };
+    let case = |mask, n| Case { heads: 3, batch: 2, ..Case::new(DType::F32, mask, 64, n, 8) };
     let full = 4.0 * 1000.0 * 1000.0 * 64.0 * 3.0 * 2.0;
     for (mask, pass, expected) in [
         (Mask::Full, Pass::Forward, full),

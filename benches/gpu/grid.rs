@@ -15,7 +15,7 @@ const WIDTH: usize = 2048;
 /// The problem with as many heads and batch entries as make 16384 tokens of width 2048.
 pub(crate) fn case(dtype: DType, mask: Mask, head_dim: usize, n: usize, rank: usize) -> Case {
     let batch = (TOKENS / n.max(1)).max(1);
-    Case { dtype, mask, head_dim, n, heads: (WIDTH / head_dim).max(1), batch, rank }
+    Case { heads: (WIDTH / head_dim).max(1), batch, ..Case::new(dtype, mask, head_dim, n, rank) }
 }
 
 /// How much is measured.
@@ -80,7 +80,7 @@ pub(crate) fn smoke(rank: usize) -> Vec<Case> {
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         for (head_dim, n) in [(40, 100), (64, 193), (128, 193), (256, 100)] {
             for mask in [Mask::Full, Mask::Causal] {
-                cases.push(Case { dtype, mask, head_dim, n, heads: 2, batch: 2, rank });
+                cases.push(Case { heads: 2, batch: 2, ..Case::new(dtype, mask, head_dim, n, rank) });
             }
         }
     }

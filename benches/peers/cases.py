@@ -13,17 +13,20 @@ ADAPTER = ("down_weight", "down_bias", "up_weight", "up_bias")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Self-attention of `heads` heads, N queries and N keys, batch of one."""
+    """Self-attention of `heads` heads, N queries and N keys, batch of one. In memory tensors are `[H, N, d]`, or
+    `[N, H, d]`, as a projection writes them, where that is `token_major`."""
 
     dtype: str
     head_dim: int
     rows: int
     causal: bool
     heads: int
+    token_major: bool = False
 
     @property
     def name(self):
-        return f"{self.dtype} d{self.head_dim} N{self.rows} H{self.heads} {'causal' if self.causal else 'full'}"
+        layout = " bnhd" if self.token_major else ""
+        return f"{self.dtype} d{self.head_dim} N{self.rows} H{self.heads} {'causal' if self.causal else 'full'}{layout}"
 
     @property
     def forward_flops(self):
@@ -43,18 +46,20 @@ def heads_for(rows):
 
 def all_cases(quick):
     rows = (512, 1024, 2048) if quick else (512, 1024, 2048, 4096, 8192)
-    return [
+    cases = [
         Case(dtype, d, n, causal, heads_for(n))
         for dtype in ("f32", "bf16")
         for d in (64, 128)
         for n in rows
         for causal in (False, True)
     ]
+    # Eight heads, whose rows are a power of two apart: what caches like least.
+    return cases + [Case("f32", d, n, causal, 8, True) for d in (64, 128) for n in (512, 2048) for causal in (False, True)]
 
 
 @dataclasses.dataclass
 class Inputs:
-    """Q, K, V, dO `[1, H, N, d]` and the two adapters, all of the case's dtype."""
+    """Q, K, V, dO, of shape `[1, H, N, d]`, and the two adapters, all of the case's dtype."""
 
     case: Case
     q: torch.Tensor
@@ -87,6 +92,10 @@ def make_inputs(case, seed=0):
             normal(h, d, std=0.1),
         ]
 
-    q = normal(1, h, n, d, std=scale)
-    k, v, d_o = (normal(1, h, n, d) for _ in range(3))
+    def rows(std=1.0):
+        x = normal(1, h, n, d, std=std)
+        return x.transpose(1, 2).contiguous().transpose(1, 2) if case.token_major else x
+
+    q = rows(scale)
+    k, v, d_o = (rows() for _ in range(3))
     return Inputs(case, q, k, v, d_o, adapter(), adapter())

@@ -137,7 +137,7 @@ class Ours:
 
     def step(self, stamp):
         case, x = self.inputs.case, self.inputs
-        call = engine.Call.new(case.dtype, case.causal, [1, case.heads, case.rows, case.head_dim])
+        call = engine.Call.new(case.dtype, case.causal, [1, case.heads, case.rows, case.head_dim], case.token_major)
         call.set(q=x.q, k=x.k, v=x.v, d_o=x.d_o)
         if self.inducer:
             call.set_adapters(x.key, x.value)

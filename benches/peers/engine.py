@@ -16,23 +16,24 @@ class EngineError(RuntimeError):
 
 
 class Call(ctypes.Structure):
-    """`Call` of src/lib.rs. Tensors are row-major; those of no use to a call stay null."""
+    """`Call` of src/lib.rs. Tensors of no use to a call stay null."""
 
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         *((name, ctypes.c_size_t) for name in ("batch", "heads", "rows", "head_dim", "key_rank", "value_rank")),
         ("dtype", ctypes.c_uint32),
         ("causal", ctypes.c_uint32),
+        ("token_major", ctypes.c_uint32),
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_void_p * 4) for name in _ADAPTERS),
     ]
 
     @classmethod
-    def new(cls, dtype, causal, shape):
+    def new(cls, dtype, causal, shape, token_major=False):
         batch, heads, rows, head_dim = shape
         return cls(
             struct_size=ctypes.sizeof(cls), batch=batch, heads=heads, rows=rows, head_dim=head_dim,
-            dtype=DTYPES[dtype], causal=int(causal),
+            dtype=DTYPES[dtype], causal=int(causal), token_major=int(token_major),
         )
 
     def set(self, **tensors):
@@ -52,9 +53,9 @@ class Call(ctypes.Structure):
 
 
 def address(tensor):
-    """Of a contiguous torch tensor or numpy array."""
+    """Of a torch tensor or numpy array, contiguous or, of four dimensions, so with the middle two exchanged."""
     if hasattr(tensor, "data_ptr"):
-        assert tensor.is_contiguous()
+        assert tensor.is_contiguous() or tensor.transpose(1, 2).is_contiguous()
         return tensor.data_ptr()
     assert tensor.flags.c_contiguous
     return tensor.ctypes.data

@@ -58,6 +58,16 @@ impl fmt::Display for Mask {
     }
 }
 
+/// How Q, K, V, O and their gradients lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `[B, H, N, d]`: a head's rows side by side.
+    #[default]
+    Bhnd,
+    /// `[B, N, H, d]`: as a projection writes them, a head's rows apart by all heads' width.
+    Bnhd,
+}
+
 /// Which half of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
@@ -98,6 +108,8 @@ pub(crate) struct Case {
     pub(crate) batch: usize,
     /// r_k = r_v.
     pub(crate) rank: usize,
+    /// Of all tensors with a row per query or key.
+    pub(crate) layout: Layout,
 }
 
 impl Case {
@@ -105,12 +117,16 @@ impl Case {
     pub(crate) fn new(dtype: DType, mask: Mask, head_dim: usize, n: usize, rank: usize) -> Self {
         let entries = (ROWS / n.max(1)).max(1);
         let heads = entries.min(4);
-        Self { dtype, mask, head_dim, n, heads, batch: entries / heads, rank }
+        Self { dtype, mask, head_dim, n, heads, batch: entries / heads, rank, layout: Layout::Bhnd }
     }
 
     /// What filters match against.
     pub(crate) fn label(&self, pass: Pass) -> String {
-        format!("{pass} {} {} d{} n{}", self.dtype, self.mask, self.head_dim, self.n)
+        let layout = match self.layout {
+            Layout::Bhnd => "",
+            Layout::Bnhd => " bnhd",
+        };
+        format!("{pass} {} {} d{} n{}{layout}", self.dtype, self.mask, self.head_dim, self.n)
     }
 
     /// Floating-point operations of the attention products: 4·pairs·d·H·B forward and 2.5 times that backward.

@@ -7,7 +7,7 @@ use inducer_attention::{
     VirtualValue, bf16, f16,
 };
 
-use super::shapes::Case;
+use super::shapes::{Case, Layout};
 
 /// Element types that random numbers can be rounded to.
 pub(crate) trait Rounded: Element {
@@ -86,6 +86,27 @@ impl AdapterMemory {
     }
 }
 
+impl Case {
+    /// Tensors with a row of head_dim elements per query, or key, and head.
+    fn view<'a, T: Element>(&self, data: &'a [T]) -> Result<TensorRef<'a, 4>> {
+        match self.layout {
+            Layout::Bhnd => TensorRef::new(data, [self.batch, self.heads, self.n, self.head_dim]),
+            Layout::Bnhd => TensorRef::bnhd(data, [self.batch, self.n, self.heads, self.head_dim]),
+        }
+    }
+
+    fn view_mut<'a, T: Element>(&self, data: &'a mut [T]) -> Result<TensorMut<'a, 4>> {
+        match self.layout {
+            Layout::Bhnd => TensorMut::new(data, [self.batch, self.heads, self.n, self.head_dim]),
+            Layout::Bnhd => TensorMut::bnhd(data, [self.batch, self.n, self.heads, self.head_dim]),
+        }
+    }
+
+    fn lse_shape(&self) -> [usize; 3] {
+        [self.batch, self.heads, self.n]
+    }
+}
+
 /// What a problem reads.
 pub(crate) struct Inputs<T> {
     case: Case,
@@ -113,18 +134,14 @@ impl<T: Rounded> Inputs<T> {
         }
     }
 
-    fn shape(&self) -> [usize; 4] {
-        [self.case.batch, self.case.heads, self.case.n, self.case.head_dim]
-    }
-
     /// The problem, with the residual key and value of inducer-tuning or as plain attention.
     ///
     /// # Errors
     /// None, for cases of valid sizes.
     pub(crate) fn problem(&self, inducer: bool) -> Result<Problem<'_>> {
-        let view = |data| TensorRef::new(data, self.shape());
-        let mut attention = Attention::new(view(&self.q)?, view(&self.k)?, view(&self.v)?);
-        attention.config = self.case.mask.config();
+        let case = &self.case;
+        let mut attention = Attention::new(case.view(&self.q)?, case.view(&self.k)?, case.view(&self.v)?);
+        attention.config = case.mask.config();
         if inducer {
             attention.inducer = Some(Inducer::new(
                 VirtualKey::Residual(self.key.adapter()?),
@@ -176,10 +193,10 @@ impl<T: Rounded> Contestant<T> {
     /// # Errors
     /// None, for cases of valid sizes.
     pub(crate) fn forward(&mut self, engine: Engine, inputs: &Inputs<T>) -> Result<()> {
-        let [b, h, n, _] = inputs.shape();
+        let case = &inputs.case;
         let problem = inputs.problem(self.inducer)?;
-        let o = TensorMut::new(&mut self.o, inputs.shape())?;
-        let lse = TensorMut::new(&mut self.lse, [b, h, n])?;
+        let o = case.view_mut(&mut self.o)?;
+        let lse = TensorMut::new(&mut self.lse, case.lse_shape())?;
         engine.forward(problem.forward(Outputs::with_lse(o, lse))?, &mut self.workspace)
     }
 
@@ -188,17 +205,17 @@ impl<T: Rounded> Contestant<T> {
     /// # Errors
     /// None, for cases of valid sizes.
     pub(crate) fn backward(&mut self, engine: Engine, inputs: &Inputs<T>) -> Result<()> {
-        let shape @ [b, h, n, _] = inputs.shape();
+        let case = &inputs.case;
         let problem = inputs.problem(self.inducer)?;
         let saved = Saved {
-            output: SavedOutput::Output(TensorRef::new(&self.o, shape)?),
-            lse: TensorRef::new(&self.lse, [b, h, n])?,
+            output: SavedOutput::Output(case.view(&self.o)?),
+            lse: TensorRef::new(&self.lse, case.lse_shape())?,
         };
-        let upstream = Upstream::new(TensorRef::new(&inputs.d_o, shape)?);
+        let upstream = Upstream::new(case.view(&inputs.d_o)?);
         let mut gradients = Gradients::new(
-            TensorMut::new(&mut self.d_q, shape)?,
-            TensorMut::new(&mut self.d_k, shape)?,
-            TensorMut::new(&mut self.d_v, shape)?,
+            case.view_mut(&mut self.d_q)?,
+            case.view_mut(&mut self.d_k)?,
+            case.view_mut(&mut self.d_v)?,
         );
         if self.inducer {
             gradients.key = KeyGradients::Residual(self.d_key.gradients()?);

@@ -8,11 +8,12 @@ use super::kernels::softmax::SoftmaxTile;
 use super::key_source::KeySource;
 use super::masked::{Pairing, Visible, gemm_visible};
 use super::moves::{self, Rows, RowsMut};
+use super::products::Products;
 use super::query_tile::{DropoutTile, Lanes, Segment, for_each_segment, keep_mask, segment_rows};
 use super::simd::Kernels;
 use super::simd::gemm::{Ahead, Gemm};
 use super::slots::Slots;
-use super::tiling::{Tiling, spread};
+use super::tiling::Tiling;
 use super::workspace::{Carver, Floats};
 use crate::attention::Problem;
 use crate::call::Forward;
@@ -56,42 +57,19 @@ struct ThreadScratch {
     lanes: Lanes,
 }
 
-/// How the two large products are computed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Products {
-    /// In f32, K and V read in place.
-    F32,
-    /// In f32, K and V widened tile by tile.
-    Widened,
-    /// As dot products of bf16 pairs.
-    Bf16,
-}
-
-fn products(problem: &Problem<'_>, kernels: &Kernels) -> Products {
-    match problem.dtype() {
-        DType::F32 => Products::F32,
-        DType::BF16 if kernels.bf16_dot => Products::Bf16,
-        DType::F16 | DType::BF16 => Products::Widened,
-    }
-}
-
 impl ThreadScratch {
     fn carve(problem: &Problem<'_>, kernels: &Kernels, slots: &Slots, carver: &mut Carver) -> Self {
         let d = problem.head_dim();
         let Tiling { queries, keys } = Tiling::forward(kernels);
-        let products = products(problem, kernels);
-        let pairs = |n: usize| if products == Products::Bf16 { n } else { 0 };
+        let bf16 = Products::of(problem, kernels) == Products::Bf16;
+        let pairs = |n: usize| if bf16 { n } else { 0 };
         Self {
             qt: carver.floats(d * queries),
             q_pairs: carver.floats(pairs(d.div_ceil(2) * queries)),
             s: carver.floats(keys * queries),
             p_pairs: carver.floats(pairs(keys / 2 * queries)),
             ot: carver.floats(d * queries),
-            kv: carver.floats(match products {
-                Products::F32 => 0,
-                Products::Bf16 => keys * d.next_multiple_of(kernels.lanes),
-                Products::Widened => keys * spread(d),
-            }),
+            kv: carver.floats(Products::left_factor_floats(keys, d)),
             z: carver.floats(slots.shape.key_slot_rows() * queries),
             f: carver.floats((slots.shape.value_rank + 1) * queries),
             lanes: Lanes::carve(queries, carver),
@@ -246,7 +224,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
     /// As for [`run_segment`](Self::run_segment), with Qᵀ in place.
     unsafe fn prepare_queries(&self, scratch: &ThreadScratch, q: Rows, rows: usize, lanes: usize) -> f32 {
         let (k, d) = (self.kernels, self.problem.head_dim());
-        let pairs = products(self.problem, k) == Products::Bf16;
+        let pairs = Products::of(self.problem, k) == Products::Bf16;
         if pairs {
             // SAFETY: scratch was carved for these sizes.
             unsafe { moves::load_transposed_pairs(k, q, rows, d, scratch.q_pairs.at(0), lanes) };
@@ -274,11 +252,11 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         let v = &scratch.lanes;
         let keys = to - from;
         let s = scratch.s.at(0);
-        let products = products(problem, k);
+        let products = Products::of(problem, k);
         let pairs = products == Products::Bf16;
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
-            let key_rows = self.factor_rows(products, source.k.from(from), keys, scratch);
+            let key_rows = products.left_factor(k, source.k.from(from), keys, d, scratch.kv.at(0));
             let visible = masked.then(|| Visible::new(v, lanes, from, keys));
             let gemm = if pairs { k.gemm_bf16 } else { k.gemm };
             let product = Gemm {
@@ -371,7 +349,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         next: Ahead,
     ) {
         let (k, d) = (self.kernels, self.problem.head_dim());
-        let products = products(self.problem, k);
+        let products = Products::of(self.problem, k);
         let s = scratch.s.at(0);
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
@@ -412,37 +390,12 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 (k.gemm_bf16)(&product);
                 return;
             }
-            let rows = self.factor_rows(products, values, keys, scratch);
+            let rows = products.left_factor(k, values, keys, d, scratch.kv.at(0));
             product.a = rows.ptr;
             product.a_col = rows.stride as isize;
             match visible {
                 Some(visible) => visible.sum_over_keys(k, &product),
                 None => (k.gemm)(&product),
-            }
-        }
-    }
-
-    /// Rows of K or V in a form whose elements a product can broadcast: in place where possible.
-    ///
-    /// # Safety
-    /// `n` rows are readable; the scratch holds a tile of them.
-    unsafe fn factor_rows(&self, products: Products, rows: Rows, n: usize, scratch: &ThreadScratch) -> Rows {
-        let d = self.problem.head_dim();
-        let to = scratch.kv.at(0);
-        match products {
-            Products::F32 => rows,
-            Products::Bf16 if d.is_multiple_of(2) => rows,
-            Products::Bf16 => {
-                let padded = d + 1;
-                // SAFETY: the scratch holds a tile of rows of `padded` elements.
-                unsafe { moves::pad_rows_bf16(rows, n, d, to.cast(), padded) };
-                Rows { ptr: to.cast::<u8>(), stride: padded * 2, dtype: DType::BF16 }
-            }
-            Products::Widened => {
-                let ld = spread(d);
-                // SAFETY: the scratch holds a tile of rows of `ld` floats.
-                unsafe { moves::widen(self.kernels, rows, n, d, to, ld) };
-                Rows { ptr: to.cast::<u8>(), stride: ld * 4, dtype: DType::F32 }
             }
         }
     }

@@ -14,6 +14,7 @@ mod kernels;
 mod key_source;
 mod masked;
 mod moves;
+mod products;
 mod query_tile;
 pub(crate) mod simd;
 mod slots;

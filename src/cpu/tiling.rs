@@ -35,6 +35,12 @@ impl Tiling {
     }
 }
 
+/// Whether rows this many bytes apart meet in two sets or one: 16 of them fill those, and what goes down their columns
+/// finds each line evicted again. So lie the heads of a `[B, N, H, d]` tensor whose width is a power of two.
+pub(super) fn crowded(stride: usize) -> bool {
+    stride.is_multiple_of(2048)
+}
+
 /// The distance of rows of at least `floats` floats: an odd number of cache lines.
 pub(super) fn spread(floats: usize) -> usize {
     (floats.div_ceil(LINE) | 1) * LINE

@@ -12,7 +12,8 @@ use inducer_attention::{
     Problem, Saved, SavedOutput, TensorMut, TensorRef, Upstream, ValueGradients, VirtualKey, VirtualValue,
 };
 
-/// One forward or backward call. Tensors are row-major, `[B, H, N, d]` with as many keys as queries.
+/// One forward or backward call, with as many keys as queries. Q, K, V, O and their gradients are `[B, H, N, d]`, in memory
+/// row-major or `[B, N, H, d]`; all else is row-major.
 ///
 /// Ranks of 0 mean no inducer; otherwise virtual key and virtual value both come from residual adapters.
 #[repr(C)]
@@ -36,6 +37,8 @@ pub struct Call {
     pub dtype: u32,
     /// 0 full, else causal.
     pub causal: u32,
+    /// 0 for `[B, H, N, d]` in memory, else `[B, N, H, d]`.
+    pub token_major: u32,
     /// Q.
     pub q: *const u8,
     /// K.
@@ -103,19 +106,42 @@ impl Call {
         [self.batch, self.heads, self.rows, self.head_dim]
     }
 
+    /// Of Q, K, V, O and their gradients.
+    fn strides(&self) -> Result<[usize; 4]> {
+        if self.token_major == 0 {
+            return row_major(self.shape());
+        }
+        let [b, n, h, d] = row_major([self.batch, self.rows, self.heads, self.head_dim])?;
+        Ok([b, h, n, d])
+    }
+
+    /// Q, K, V, O or dO.
+    ///
+    /// # Safety
+    /// See [`peers_forward`].
+    unsafe fn rows(&self, ptr: *const u8, name: &str) -> Result<TensorRef<'_, 4>> {
+        // SAFETY: the caller's promise.
+        unsafe { strided(ptr, name, self.dtype()?, self.shape(), self.strides()?) }
+    }
+
+    /// O, dQ, dK or dV.
+    ///
+    /// # Safety
+    /// See [`peers_forward`].
+    unsafe fn rows_mut(&self, ptr: *mut u8, name: &str) -> Result<TensorMut<'_, 4>> {
+        // SAFETY: the caller's promise.
+        unsafe { strided_mut(ptr, name, self.dtype()?, self.shape(), self.strides()?) }
+    }
+
     /// The problem that the call describes.
     ///
     /// # Safety
     /// See [`peers_forward`].
     unsafe fn problem(&self) -> Result<Problem<'_>> {
-        let (dtype, shape) = (self.dtype()?, self.shape());
+        let dtype = self.dtype()?;
         // SAFETY: the caller's promise about q, k, v and the adapters.
         let mut attention = unsafe {
-            Attention::new(
-                view(self.q, "q", dtype, shape)?,
-                view(self.k, "k", dtype, shape)?,
-                view(self.v, "v", dtype, shape)?,
-            )
+            Attention::new(self.rows(self.q, "q")?, self.rows(self.k, "k")?, self.rows(self.v, "v")?)
         };
         attention.config.causal = self.causal != 0;
         if self.key_rank > 0 || self.value_rank > 0 {
@@ -159,38 +185,68 @@ impl Call {
     }
 }
 
+/// A shared view.
+///
+/// # Safety
+/// Unless null, `ptr` points to as many elements as `shape` has, densely, which nobody writes for `'a`.
+unsafe fn strided<'a, const R: usize>(
+    ptr: *const u8,
+    name: &str,
+    dtype: DType,
+    shape: [usize; R],
+    strides: [usize; R],
+) -> Result<TensorRef<'a, R>> {
+    if ptr.is_null() {
+        return Err(format!("{name}: got null"));
+    }
+    // SAFETY: the caller's promise; not null.
+    unsafe { TensorRef::from_raw_parts(ptr, dtype, shape, strides) }.map_err(text)
+}
+
+/// An exclusive view.
+///
+/// # Safety
+/// Unless null, `ptr` points to as many elements as `shape` has, densely, which nobody else uses for `'a`.
+unsafe fn strided_mut<'a, const R: usize>(
+    ptr: *mut u8,
+    name: &str,
+    dtype: DType,
+    shape: [usize; R],
+    strides: [usize; R],
+) -> Result<TensorMut<'a, R>> {
+    if ptr.is_null() {
+        return Err(format!("{name}: got null"));
+    }
+    // SAFETY: the caller's promise; not null.
+    unsafe { TensorMut::from_raw_parts(ptr, dtype, shape, strides) }.map_err(text)
+}
+
 /// A shared row-major view.
 ///
 /// # Safety
-/// Unless null, `ptr` points to as many elements as `shape` has, which nobody writes for `'a`.
+/// As for [`strided`].
 unsafe fn view<'a, const R: usize>(
     ptr: *const u8,
     name: &str,
     dtype: DType,
     shape: [usize; R],
 ) -> Result<TensorRef<'a, R>> {
-    if ptr.is_null() {
-        return Err(format!("{name}: got null"));
-    }
-    // SAFETY: the caller's promise; not null.
-    unsafe { TensorRef::from_raw_parts(ptr, dtype, shape, row_major(shape)?) }.map_err(text)
+    // SAFETY: the caller's promise.
+    unsafe { strided(ptr, name, dtype, shape, row_major(shape)?) }
 }
 
 /// An exclusive row-major view.
 ///
 /// # Safety
-/// Unless null, `ptr` points to as many elements as `shape` has, which nobody else uses for `'a`.
+/// As for [`strided_mut`].
 unsafe fn view_mut<'a, const R: usize>(
     ptr: *mut u8,
     name: &str,
     dtype: DType,
     shape: [usize; R],
 ) -> Result<TensorMut<'a, R>> {
-    if ptr.is_null() {
-        return Err(format!("{name}: got null"));
-    }
-    // SAFETY: the caller's promise; not null.
-    unsafe { TensorMut::from_raw_parts(ptr, dtype, shape, row_major(shape)?) }.map_err(text)
+    // SAFETY: the caller's promise.
+    unsafe { strided_mut(ptr, name, dtype, shape, row_major(shape)?) }
 }
 
 fn row_major<const R: usize>(shape: [usize; R]) -> Result<[usize; R]> {
@@ -243,10 +299,7 @@ pub unsafe extern "C" fn peers_forward(call: *const Call) -> c_int {
         let problem = unsafe { call.problem()? };
         // SAFETY: as above.
         let outputs = unsafe {
-            Outputs::with_lse(
-                view_mut(call.o, "o", call.dtype()?, call.shape())?,
-                view_mut(call.lse, "lse", DType::F32, [b, h, n])?,
-            )
+            Outputs::with_lse(call.rows_mut(call.o, "o")?, view_mut(call.lse, "lse", DType::F32, [b, h, n])?)
         };
         let engine = Engine::detect();
         let call = problem.forward(outputs).map_err(text)?;
@@ -263,21 +316,21 @@ pub unsafe extern "C" fn peers_backward(call: *const Call) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise, here and below.
         let call = unsafe { checked(call)? };
-        let ([b, h, n, _], dtype) = (call.shape(), call.dtype()?);
+        let [b, h, n, _] = call.shape();
         // SAFETY: as above.
         let problem = unsafe { call.problem()? };
         // SAFETY: as above.
         let (saved, upstream, mut gradients) = unsafe {
             let saved = Saved {
-                output: SavedOutput::Output(view(call.o, "o", dtype, call.shape())?),
+                output: SavedOutput::Output(call.rows(call.o, "o")?),
                 lse: view(call.lse, "lse", DType::F32, [b, h, n])?,
             };
             let gradients = Gradients::new(
-                view_mut(call.d_q, "d_q", dtype, call.shape())?,
-                view_mut(call.d_k, "d_k", dtype, call.shape())?,
-                view_mut(call.d_v, "d_v", dtype, call.shape())?,
+                call.rows_mut(call.d_q, "d_q")?,
+                call.rows_mut(call.d_k, "d_k")?,
+                call.rows_mut(call.d_v, "d_v")?,
             );
-            (saved, Upstream::new(view(call.d_o, "d_o", dtype, call.shape())?), gradients)
+            (saved, Upstream::new(call.rows(call.d_o, "d_o")?), gradients)
         };
         if call.key_rank > 0 || call.value_rank > 0 {
             // SAFETY: as above.

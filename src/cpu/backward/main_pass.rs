@@ -8,18 +8,18 @@
 use rayon::prelude::*;
 
 use super::schedule::{Schedule, Turn};
-use super::{BackwardPlan, Pair, Products, ThreadScratch, products};
+use super::{BackwardPlan, Pair, ThreadScratch};
 use crate::cpu::forward::{transform, transforms};
 use crate::cpu::kernels::gradient::{GradientTile, RoundTile};
 use crate::cpu::kernels::score::ScoreTile;
 use crate::cpu::key_source::KeySource;
 use crate::cpu::masked::{Pairing, Visible, gemm_visible};
 use crate::cpu::moves::{self, Rows};
+use crate::cpu::products::Products;
 use crate::cpu::query_tile::{DropoutTile, Lanes, Segment, keep_mask, load_lanes, segment_rows};
 use crate::cpu::simd::gemm::{Ahead, Gemm};
 use crate::cpu::tiling::{Tiling, spread};
 use crate::cpu::workspace::Floats;
-use crate::tensor::DType;
 
 /// A tile of keys on its way through the products.
 #[derive(Clone, Copy)]
@@ -153,7 +153,7 @@ impl BackwardPlan<'_, '_, '_> {
                 *v.d_prime().add(lane) = if exists { *self.d_prime.at(row + lane) } else { 0.0 };
             }
             let (q_rows, d_o_rows);
-            match products(problem, k) {
+            match Products::of(problem, k) {
                 Products::F32 => {
                     moves::load_transposed(k, q, segment.rows, d, scratch.qt.at(0), lanes);
                     moves::load_transposed(k, d_o, segment.rows, d, scratch.d_ot.at(0), lanes);
@@ -183,7 +183,7 @@ impl BackwardPlan<'_, '_, '_> {
                             && moves::all_finite(k, source.v.from(from), to - from, d));
                     let tile = Tile { from, keys: to - from, lanes, first };
                     let accumulators = self.accumulators(pair, source, from);
-                    self.scores(scratch, segment, source, &tile, masked, accumulators[1]);
+                    let key_rows = self.scores(scratch, segment, source, &tile, masked, accumulators[1]);
                     if finite {
                         self.products(
                             scratch,
@@ -191,6 +191,7 @@ impl BackwardPlan<'_, '_, '_> {
                             &tile,
                             masked,
                             segment.rows,
+                            key_rows,
                             (q_rows, d_o_rows),
                             accumulators,
                         );
@@ -218,7 +219,7 @@ impl BackwardPlan<'_, '_, '_> {
         [(self.d_prefix_k.at(at), self.padded), (self.d_prefix_v.at(at), self.padded)]
     }
 
-    /// `w m̃∘P` and `σ dS` of a tile.
+    /// `w m̃∘P` and `σ dS` of a tile. Returns its rows of K in the form that products read.
     ///
     /// # Safety
     /// As for [`run_queries`](Self::run_queries); the keys are in the source.
@@ -230,24 +231,19 @@ impl BackwardPlan<'_, '_, '_> {
         tile: &Tile,
         masked: bool,
         d_v: Accumulator,
-    ) {
+    ) -> Rows {
         let (k, problem, d) = (self.kernels, self.problem, self.problem.head_dim());
         let v = &scratch.lanes;
         let (s, dp) = (scratch.s.at(0), scratch.dp.at(0));
-        let bf16 = products(problem, k) == Products::Bf16;
+        let products = Products::of(problem, k);
+        let bf16 = products == Products::Bf16;
         let Tile { from, keys, lanes, .. } = *tile;
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
             let visible = tile.visible(v);
             let gemm = if bf16 { k.gemm_bf16 } else { k.gemm };
-            // The values while the scores are computed, then the rows of dV that follow.
-            let fetched = [source.v.from(from).ahead(keys, d), ahead(d_v, keys, d)];
-            for ((rows, to, b, c), ahead) in
-                [(source.k, scratch.k_tile, scratch.qt, s), (source.v, scratch.v_tile, scratch.d_ot, dp)]
-                    .into_iter()
-                    .zip(fetched)
-            {
-                let a = self.left_rows(rows.from(from), keys, to);
+            let product = |rows: Rows, to: Floats, b: Floats, c: *mut f32, ahead: Ahead| {
+                let a = products.left_factor(k, rows.from(from), keys, d, to.at(0));
                 let product = Gemm {
                     m: keys,
                     n: lanes,
@@ -267,7 +263,12 @@ impl BackwardPlan<'_, '_, '_> {
                 } else {
                     gemm(&product);
                 }
-            }
+                a
+            };
+            // The values are fetched while the scores are computed, then the rows of dV that follow.
+            let values = source.v.from(from).ahead(keys, d);
+            let key_rows = product(source.k, scratch.k_tile, scratch.qt, s, values);
+            product(source.v, scratch.v_tile, scratch.d_ot, dp, ahead(d_v, keys, d));
             let scores = ScoreTile { s, keys, lanes, first_key: from as i32 };
             let mut scale = problem.softmax_scale() * std::f32::consts::LOG2_E;
             let mut softcap = std::ptr::null_mut();
@@ -314,6 +315,7 @@ impl BackwardPlan<'_, '_, '_> {
                 keep,
                 softcap,
             });
+            key_rows
         }
     }
 
@@ -329,13 +331,14 @@ impl BackwardPlan<'_, '_, '_> {
         tile: &Tile,
         masked: bool,
         rows: usize,
+        key_rows: Rows,
         (q, d_o): ((*const f32, usize), (*const f32, usize)),
         [d_k, d_v]: [Accumulator; 2],
     ) {
         let (k, d) = (self.kernels, self.problem.head_dim());
         let (s, dp) = (scratch.s.at(0), scratch.dp.at(0));
         let Tile { from, keys, lanes, first, .. } = *tile;
-        let bf16 = products(self.problem, k) == Products::Bf16;
+        let bf16 = Products::of(self.problem, k) == Products::Bf16;
         // SAFETY: scratch was carved for these sizes; accumulators hold `keys` rows of `padded` floats.
         unsafe {
             let mut d_q = Gemm {
@@ -386,16 +389,6 @@ impl BackwardPlan<'_, '_, '_> {
                 by_key.a_row = (lanes * 2) as isize;
                 d_s_rows = ds_rows.cast();
             } else {
-                // Still there from the scores, where it had to be widened.
-                let key_rows = if self.problem.dtype() == DType::F32 {
-                    source.k.from(from)
-                } else {
-                    Rows {
-                        ptr: scratch.k_tile.at(0).cast::<u8>(),
-                        stride: spread(self.padded) * 4,
-                        dtype: DType::F32,
-                    }
-                };
                 d_q.a = key_rows.ptr;
                 d_q.a_col = key_rows.stride as isize;
             }
@@ -473,28 +466,6 @@ impl BackwardPlan<'_, '_, '_> {
             let by_key = Gemm { a: dp.cast(), c: d_k.0, c_row: d_k.1, ..by_key };
             gemm_visible(&by_key, q, &visible, Pairing::QueriesSummed);
         }
-    }
-
-    /// Rows of K or V whose elements a product can broadcast: in place where possible, else in `to`.
-    ///
-    /// # Safety
-    /// `n` rows are readable, `to` holds a tile of them.
-    unsafe fn left_rows(&self, rows: Rows, n: usize, to: Floats) -> Rows {
-        let d = self.problem.head_dim();
-        let bf16 = products(self.problem, self.kernels) == Products::Bf16;
-        if rows.dtype == DType::F32 || (bf16 && d.is_multiple_of(2)) {
-            return rows;
-        }
-        let to = to.at(0);
-        // SAFETY: the scratch holds a tile of spread rows.
-        unsafe {
-            if bf16 {
-                moves::pad_rows_bf16(rows, n, d, to.cast(), d + 1);
-                return Rows { ptr: to.cast::<u8>(), stride: (d + 1) * 2, dtype: DType::BF16 };
-            }
-            moves::widen(self.kernels, rows, n, d, to, spread(self.padded));
-        }
-        Rows { ptr: to.cast::<u8>(), stride: spread(self.padded) * 4, dtype: DType::F32 }
     }
 
     /// Rows of Q or dO as the right factor of an f32 product, and the floats between them. They are copied to `to` even where

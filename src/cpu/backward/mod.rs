@@ -22,6 +22,7 @@ use schedule::{Extent, Schedule};
 use rayon::prelude::*;
 
 use super::moves::{self, RowsMut};
+use super::products::Products;
 use super::query_tile::Lanes;
 use super::simd::Kernels;
 use super::slots::Slots;
@@ -132,13 +133,6 @@ impl Partials {
     }
 }
 
-/// How products are computed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Products {
-    F32,
-    Bf16,
-}
-
 /// One thread's scratch.
 #[derive(Clone, Copy)]
 struct ThreadScratch {
@@ -171,20 +165,15 @@ struct ThreadScratch {
     lanes: Lanes,
 }
 
-fn products(problem: &Problem<'_>, kernels: &Kernels) -> Products {
-    if problem.dtype() == DType::BF16 && kernels.bf16_dot { Products::Bf16 } else { Products::F32 }
-}
-
 impl ThreadScratch {
     fn carve(problem: &Problem<'_>, kernels: &Kernels, slots: &Slots, carver: &mut Carver) -> Self {
         let d = problem.head_dim();
         let padded = d.next_multiple_of(kernels.lanes);
-        let products = products(problem, kernels);
         let Tiling { queries, keys } = Tiling::backward(kernels);
         let tile = keys * queries;
         let a = problem.attention();
         let when = |yes: bool, n: usize| if yes { n } else { 0 };
-        let bf16 = products == Products::Bf16;
+        let bf16 = Products::of(problem, kernels) == Products::Bf16;
         let s = &slots.shape;
         Self {
             qt: carver.floats(d * queries),
@@ -196,8 +185,8 @@ impl ThreadScratch {
             keep: carver.floats(when(a.config.dropout.is_some(), tile)),
             q_rows: carver.floats(queries * spread(padded)),
             d_o_rows: carver.floats(queries * spread(padded)),
-            k_tile: carver.floats(when(problem.dtype() != DType::F32, keys * spread(padded))),
-            v_tile: carver.floats(when(problem.dtype() != DType::F32, keys * spread(padded))),
+            k_tile: carver.floats(Products::left_factor_floats(keys, d)),
+            v_tile: carver.floats(Products::left_factor_floats(keys, d)),
             p_rows: carver.floats(when(bf16, tile / 2)),
             ds_rows: carver.floats(when(bf16, tile / 2)),
             ds_pairs: carver.floats(when(bf16, tile / 2)),

@@ -122,10 +122,6 @@ pub(crate) const K_BLOCK: usize = 256;
 /// Most rows of any instance of the micro-kernel.
 const MAX_ROWS: usize = 12;
 
-/// Rows of A that are a multiple of this many bytes apart meet in a few sets of the first-level cache and evict one
-/// another between two uses of a line.
-const CONFLICT: usize = 2048;
-
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -153,66 +149,39 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
     }
 }
 
-/// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level
-/// cache; but strips of rows that conflict there are copied aside, and each goes past all columns.
-/// One loop for both orders, because every use of [`tile_of_c`] is a copy of all instances of the micro-kernel.
+/// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level cache.
 #[inline(always)]
 unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
-    // A multiple of the cache line off a power of two.
-    const STRIDE: usize = K_BLOCK + 16;
-    let mut buffer = [const { core::mem::MaybeUninit::<f32>::uninit() }; MAX_ROWS * STRIDE];
-    let strip: *mut f32 = buffer.as_mut_ptr().cast();
     let (tiles, panels) = (g.m.div_ceil(V::GEMM_ROWS), g.n.div_ceil(V::GEMM_VECTORS * V::LANES));
-    let conflict = g.a_row.unsigned_abs().is_multiple_of(CONFLICT);
-    let copied = g.a_col == 4 && g.m > 1 && conflict;
-    let (mut tile, mut panel, mut row, mut column) = (0, 0, 0, 0);
     let lines = g.ahead.bytes.div_ceil(LINE_BYTES);
     let rows_each = g.ahead.rows.div_ceil((tiles * panels).max(1));
     let mut fetched = 0;
-    while tile < tiles && panel < panels {
-        let rows = even_share(g.m - row, tiles - tile);
+    let mut column = 0;
+    for _ in 0..panels {
         let width = panel_width::<V>(g.n - column);
-        let mut block = Gemm {
-            m: rows,
-            n: width,
-            a: g.a.offset(row as isize * g.a_row),
-            b: g.b.add(column),
-            c: g.c.add(row * g.c_row + column),
-            ..*g
-        };
-        if copied {
-            if panel == 0 {
-                for r in 0..rows {
-                    let from = block.a.offset(r as isize * g.a_row);
-                    from.copy_to_nonoverlapping(strip.add(r * STRIDE).cast(), 4 * g.k);
+        let mut row = 0;
+        for tile in 0..tiles {
+            let rows = even_share(g.m - row, tiles - tile);
+            if fetched < g.ahead.rows {
+                for row in fetched..fetched + rows_each {
+                    let from = g.ahead.ptr.wrapping_add(row * g.ahead.stride);
+                    for line in 0..lines {
+                        V::prefetch(from.wrapping_add(line * LINE_BYTES));
+                    }
                 }
+                fetched += rows_each;
             }
-            block.a = strip.cast_const().cast();
-            block.a_row = 4 * STRIDE as isize;
+            tile_of_c::<V, PAIRS>(&Gemm {
+                m: rows,
+                n: width,
+                a: g.a.offset(row as isize * g.a_row),
+                b: g.b.add(column),
+                c: g.c.add(row * g.c_row + column),
+                ..*g
+            });
+            row += rows;
         }
-        if fetched < g.ahead.rows {
-            for row in fetched..fetched + rows_each {
-                let from = g.ahead.ptr.wrapping_add(row * g.ahead.stride);
-                for line in 0..lines {
-                    V::prefetch(from.wrapping_add(line * LINE_BYTES));
-                }
-            }
-            fetched += rows_each;
-        }
-        tile_of_c::<V, PAIRS>(&block);
-        if copied {
-            (panel, column) = (panel + 1, column + width);
-            if panel == panels {
-                (panel, column) = (0, 0);
-                (tile, row) = (tile + 1, row + rows);
-            }
-        } else {
-            (tile, row) = (tile + 1, row + rows);
-            if tile == tiles {
-                (tile, row) = (0, 0);
-                (panel, column) = (panel + 1, column + width);
-            }
-        }
+        column += width;
     }
 }
 
