@@ -1,7 +1,7 @@
 //! The share of the FMA peak that a call reaches where nothing disturbs it.
 //!
 //! `cargo bench --bench share [-- [THREADS] WORD...]`: on that many threads (1), lines that hold every word, as in
-//! `2 fwd d128 n2048`; heads lie side by side, or, where a line says bnhd, eight of them row by row
+//! `2 fwd d128 n2048`. Each thread has a head; where a line says bnhd there are eight, side by side in every row.
 //!
 //! Calls and short bursts of multiply-adds on registers take turns, and the fastest of each counts: on a machine that does
 //! other things as well, medians tell about those. `benches/attention.rs` has the medians.
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         words.remove(0);
     }
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
-    println!("threads: {threads}, as many heads; with an inducer (r_k = r_v = 8); the fastest calls");
+    println!("threads: {threads}; with an inducer (r_k = r_v = 8); the fastest calls");
     for head_dim in [64, 128] {
         for mask in [Mask::Full, Mask::Causal] {
             for n in [512, 2048, 8192] {
@@ -72,7 +72,7 @@ fn measure(case: Case, wanted: impl Fn(Pass) -> bool) -> Result<()> {
         }
         let rate = case.attention_flop(pass) / call;
         println!(
-            "{:32} {:8.2} ms  {:6.1} of {:5.1} GFLOP/s  {:5.1} %",
+            "{:36} {:8.2} ms  {:6.1} of {:5.1} GFLOP/s  {:5.1} %",
             case.label(pass),
             call * 1e3,
             rate / 1e9,

@@ -9,13 +9,14 @@ use super::table::Column;
 use super::timing::Comparison;
 
 /// Columns of the table.
-pub(crate) const COLUMNS: [Column<'static>; 18] = [
+pub(crate) const COLUMNS: [Column<'static>; 19] = [
     column("", "pass", 4),
     column("", "dtype", 5),
     column("", "mask", 6),
     column("", "d", 3),
     column("", "N", 5),
     column("", "BxH", 4),
+    column("", "layout", 6),
     column("inducer on", "ms", 8),
     column("", "±%", 4),
     column("", "GFLOP/s", 7),
@@ -74,6 +75,7 @@ impl Measurement {
             case.head_dim.to_string(),
             case.n.to_string(),
             format!("{}x{}", case.batch, case.heads),
+            case.layout.to_string(),
         ];
         for time in [&self.times.first, &self.times.second] {
             cells.extend([
@@ -110,6 +112,7 @@ impl Measurement {
             "n": case.n,
             "heads": case.heads,
             "batch": case.batch,
+            "layout": case.layout.to_string(),
             "rank": case.rank,
             "threads": self.threads,
             "peak_gflops": self.peak.of(case.dtype) / 1e9,

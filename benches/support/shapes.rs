@@ -68,6 +68,15 @@ pub(crate) enum Layout {
     Bnhd,
 }
 
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bhnd => "bhnd",
+            Self::Bnhd => "bnhd",
+        })
+    }
+}
+
 /// Which half of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
@@ -122,11 +131,8 @@ impl Case {
 
     /// What filters match against.
     pub(crate) fn label(&self, pass: Pass) -> String {
-        let layout = match self.layout {
-            Layout::Bhnd => "",
-            Layout::Bnhd => " bnhd",
-        };
-        format!("{pass} {} {} d{} n{}{layout}", self.dtype, self.mask, self.head_dim, self.n)
+        let Self { dtype, mask, head_dim, n, layout, .. } = self;
+        format!("{pass} {dtype} {mask} d{head_dim} n{n} {layout}")
     }
 
     /// Floating-point operations of the attention products: 4·pairs·d·H·B forward and 2.5 times that backward.
@@ -194,6 +200,11 @@ impl Extent {
                     cases.extend(lengths.iter().map(|&n| Case::new(dtype, mask, head_dim, n, rank)));
                 }
             }
+        }
+        if self != Self::Quick {
+            // Four heads of 128: rows 2 KB apart, as caches like them least.
+            let case = |n| Case::new(DType::F32, Mask::Full, 128, n, rank);
+            cases.extend([512, 2048].map(|n| Case { layout: Layout::Bnhd, ..case(n) }));
         }
         cases
     }
