@@ -153,6 +153,19 @@ unsafe fn load_transposed<V: Vector, S: Storage>(
     block
 }
 
+/// Asks for the cache lines that begin at column `col` of the block of rows behind that at `row`. Rows are too short for
+/// the processor to see where reading them goes on.
+#[inline(always)]
+unsafe fn fetch_next_rows<V: Vector, S: Storage>(data: *const u8, stride: isize, row: usize, col: usize) {
+    const LINE: usize = 64;
+    if (col * S::SIZE).is_multiple_of(LINE) {
+        let next = data.wrapping_offset((row + V::LANES) as isize * stride).wrapping_add(col * S::SIZE);
+        for i in 0..V::LANES {
+            V::prefetch(next.wrapping_offset(i as isize * stride));
+        }
+    }
+}
+
 /// Row `j` of `dst` becomes column `j` of `src` times `scale`, followed by zeros up to `ld`.
 ///
 /// # Safety
@@ -176,6 +189,7 @@ unsafe fn pack_transposed_from<V: Vector, S: Storage>(src: &Natural, dst: *mut f
         } else {
             let mut col = 0;
             while col < src.cols {
+                fetch_next_rows::<V, S>(src.data, src.stride, row, col);
                 let block = load_transposed::<V, S>(src, row, col, scale);
                 for i in 0..V::LANES {
                     if col + i < src.cols {
@@ -275,6 +289,7 @@ unsafe fn unpack_transposed_to<V: Vector, const ADD: bool, S: Storage>(
     while row < dst.rows {
         let mut col = 0;
         while col < dst.cols {
+            fetch_next_rows::<V, S>(dst.data.cast_const(), dst.stride, row, col);
             let mut block = V::zero_block();
             for i in 0..V::LANES {
                 if col + i < dst.cols {
