@@ -137,21 +137,15 @@ class Ours:
 
     def step(self, stamp):
         case, x = self.inputs.case, self.inputs
-        call = engine.Call.new(case.dtype, case.causal, [1, case.heads, case.rows, case.head_dim], case.token_major)
-        call.set(q=x.q, k=x.k, v=x.v, d_o=x.d_o)
-        if self.inducer:
-            call.set_adapters(x.key, x.value)
+        adapters = (x.key, x.value) if self.inducer else ()
+        call = engine.Call(case.dtype, case.causal, x.q, x.k, x.v, *adapters)
         begin = stamp()
-        results = {"o": torch.empty_like(x.q), "lse": torch.empty(x.q.shape[:3])}
-        call.set(**results)
-        self.library.forward(call)
+        o, lse = torch.empty_like(x.q), torch.empty(x.q.shape[:3])
+        self.library.forward(call, call.outputs(o=o, lse=lse))
         middle = stamp()
-        results |= {"d_q": torch.empty_like(x.q), "d_k": torch.empty_like(x.k), "d_v": torch.empty_like(x.v)}
-        call.set(**{name: results[name] for name in ("d_q", "d_k", "d_v")})
-        if self.inducer:
-            gradients = [torch.empty(t.shape) for t in (*x.key, *x.value)]
-            call.set_adapter_gradients(gradients[:4], gradients[4:])
-            results |= dict(zip(ADAPTER_GRADIENTS, gradients))
-        self.library.backward(call)
+        d_qkv = {"d_q": torch.empty_like(x.q), "d_k": torch.empty_like(x.k), "d_v": torch.empty_like(x.v)}
+        d_adapters = [torch.empty(t.shape) for tensors in adapters for t in tensors]
+        to_adapters = {"d_key_adapter": d_adapters[:4], "d_value_adapter": d_adapters[4:]} if self.inducer else {}
+        self.library.backward(call, call.gradients(o=o, lse=lse, d_o=x.d_o, **d_qkv, **to_adapters))
         end = stamp()
-        return (begin, middle, end), results
+        return (begin, middle, end), {"o": o, "lse": lse, **d_qkv, **dict(zip(ADAPTER_GRADIENTS, d_adapters))}

@@ -1,4 +1,4 @@
-"""The crate's engine through its C interface (src/lib.rs), with ctypes. Knows nothing of torch."""
+"""The crate's engine through its C interface (bindings/c), with ctypes. Knows nothing of torch."""
 
 import ctypes
 import json
@@ -6,70 +6,126 @@ import os
 import pathlib
 import subprocess
 
-DTYPES = {"f32": 0, "bf16": 2}
-_POINTERS = ("q", "k", "v", "o", "lse", "d_o", "d_q", "d_k", "d_v")
-_ADAPTERS = ("key", "value", "d_key", "d_value")
+_DTYPES = {"f32": (2, 32), "f16": (2, 16), "bf16": (4, 16), "i32": (0, 32)}
+_CPU = 1
+_CAUSAL = 1
+_KEY_RESIDUAL, _VALUE_RESIDUAL = 2, 1
 
 
 class EngineError(RuntimeError):
     """What the engine said was wrong with a call."""
 
 
-class Call(ctypes.Structure):
-    """`Call` of src/lib.rs. Tensors of no use to a call stay null."""
+class Tensor(ctypes.Structure):
+    """DLPack's DLTensor. Row-major, or with the middle two of four dimensions exchanged in memory."""
 
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        *((name, ctypes.c_size_t) for name in ("batch", "heads", "rows", "head_dim", "key_rank", "value_rank")),
-        ("dtype", ctypes.c_uint32),
-        ("causal", ctypes.c_uint32),
-        ("token_major", ctypes.c_uint32),
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_void_p * 4) for name in _ADAPTERS),
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
     ]
 
     @classmethod
-    def new(cls, dtype, causal, shape, token_major=False):
-        batch, heads, rows, head_dim = shape
-        return cls(
-            struct_size=ctypes.sizeof(cls), batch=batch, heads=heads, rows=rows, head_dim=head_dim,
-            dtype=DTYPES[dtype], causal=int(causal), token_major=int(token_major),
-        )
-
-    def set(self, **tensors):
-        for name, tensor in tensors.items():
-            setattr(self, name, address(tensor))
-
-    def set_adapters(self, key, value):
-        """Each is down weight `[H, d, r]`, down bias `[H, r]`, up weight `[H, r, d]`, up bias `[H, d]`."""
-        self.key_rank, self.value_rank = key[0].shape[2], value[0].shape[2]
-        self.key = (ctypes.c_void_p * 4)(*map(address, key))
-        self.value = (ctypes.c_void_p * 4)(*map(address, value))
-
-    def set_adapter_gradients(self, key, value):
-        """f32, shapes as of `set_adapters`."""
-        self.d_key = (ctypes.c_void_p * 4)(*map(address, key))
-        self.d_value = (ctypes.c_void_p * 4)(*map(address, value))
+    def of(cls, array, dtype):
+        """Borrows a torch tensor or numpy array, which must outlive it."""
+        if hasattr(array, "data_ptr"):
+            address, strides = array.data_ptr(), array.stride()
+        else:
+            address, strides = array.ctypes.data, [s // array.itemsize for s in array.strides]
+        code, bits = _DTYPES[dtype]
+        numbers = ctypes.c_int64 * len(array.shape)
+        return cls(address, _CPU, 0, len(array.shape), code, bits, 1, numbers(*array.shape), numbers(*strides), 0)
 
 
-def address(tensor):
-    """Of a torch tensor or numpy array, contiguous or, of four dimensions, so with the middle two exchanged."""
-    if hasattr(tensor, "data_ptr"):
-        assert tensor.is_contiguous() or tensor.transpose(1, 2).is_contiguous()
-        return tensor.data_ptr()
-    assert tensor.flags.c_contiguous
-    return tensor.ctypes.data
+_Pointer = ctypes.POINTER(Tensor)
+
+
+class Adapter(ctypes.Structure):
+    """`ia_adapter`: down weight `[H, d, r]`, down bias `[H, r]`, up weight `[H, r, d]`, up bias `[H, d]`."""
+
+    _fields_ = [(name, _Pointer) for name in ("down_weight", "down_bias", "up_weight", "up_bias")]
+
+
+class Attention(ctypes.Structure):
+    """`ia_attention`."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        *((name, _Pointer) for name in (
+            "q", "k", "v", "prefix_k", "prefix_v", "query_lengths", "key_lengths", "key_starts", "cu_seqlens_q",
+            "cu_seqlens_k", "alibi_slopes")),
+        ("options", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
+        ("window_left", ctypes.c_int64), ("window_right", ctypes.c_int64),
+        ("softcap", ctypes.c_float), ("dropout_p", ctypes.c_float), ("dropout_seed", ctypes.c_uint64),
+        *((name, ctypes.c_uint32) for name in ("key", "value", "key_activation", "value_activation")),
+        ("key_adapter", Adapter), ("value_adapter", Adapter), ("logit", _Pointer), ("positions", _Pointer),
+    ]
+
+
+class Outputs(ctypes.Structure):
+    """`ia_outputs`."""
+
+    _fields_ = [("struct_size", ctypes.c_size_t), *((name, _Pointer) for name in ("o", "lse", "u", "attn"))]
+
+
+class Gradients(ctypes.Structure):
+    """`ia_gradients`."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        *((name, _Pointer) for name in (
+            "o", "attn", "lse", "d_o", "d_lse", "d_u", "d_q", "d_k", "d_v", "d_prefix_k", "d_prefix_v")),
+        ("d_key_adapter", Adapter), ("d_value_adapter", Adapter), ("d_logit", _Pointer),
+    ]
+
+
+def _struct(of, dtypes, tensors):
+    """A struct with these tensors, each a (name, tensor or adapter) pair."""
+    struct = of(struct_size=ctypes.sizeof(of))
+    for name, value in tensors.items():
+        dtype = dtypes(name)
+        if isinstance(value, (list, tuple)):
+            value = Adapter(*(ctypes.pointer(Tensor.of(t, dtype)) for t in value))
+        else:
+            value = ctypes.pointer(Tensor.of(value, dtype))
+        setattr(struct, name, value)
+    return struct
+
+
+class Call:
+    """A problem with an inducer, where it has adapters, and the tensors that a pass reads and writes by their names in the
+    header. The tensors must outlive it."""
+
+    def __init__(self, dtype, causal, q, k, v, key_adapter=None, value_adapter=None):
+        self._dtype = dtype
+        tensors = {"q": q, "k": k, "v": v}
+        if key_adapter is not None:
+            tensors |= {"key_adapter": key_adapter, "value_adapter": value_adapter}
+        self.attention = _struct(Attention, lambda _: dtype, tensors)
+        self.attention.options = _CAUSAL if causal else 0
+        if key_adapter is not None:
+            self.attention.key, self.attention.value = _KEY_RESIDUAL, _VALUE_RESIDUAL
+
+    def outputs(self, **tensors):
+        return _struct(Outputs, self._dtype_of, tensors)
+
+    def gradients(self, **tensors):
+        return _struct(Gradients, self._dtype_of, tensors)
+
+    def _dtype_of(self, name):
+        return "f32" if name in ("lse", "d_lse") or name.endswith("adapter") else self._dtype
 
 
 def build():
     """Builds the library and returns its path."""
-    command = [os.environ.get("CARGO", "cargo"), "build", "--release", "-p", "inducer-attention-peers",
+    command = [os.environ.get("CARGO", "cargo"), "build", "--release", "-p", "inducer-attention-c",
                "--message-format=json-render-diagnostics"]
     root = pathlib.Path(__file__).resolve().parents[2]
     output = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
     for line in output.splitlines():
         message = json.loads(line)
-        if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "inducer_attention_peers":
+        if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "inducer_attention_c":
             return next(f for f in message["filenames"] if f.endswith((".so", ".dylib", ".dll")))
     raise RuntimeError("cargo built no library")
 
@@ -80,30 +136,28 @@ class Library:
     def __init__(self, path, threads):
         self.path = path
         self._lib = ctypes.CDLL(path)
-        for name in ("peers_forward", "peers_backward"):
-            getattr(self._lib, name).argtypes = [ctypes.POINTER(Call)]
-        self._lib.peers_set_threads.argtypes = [ctypes.c_size_t]
-        for name in ("peers_last_error", "peers_description"):
-            getattr(self._lib, name).argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._check(self._lib.peers_set_threads(threads))
+        self._lib.ia_forward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Outputs), ctypes.c_void_p]
+        self._lib.ia_backward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Gradients), ctypes.c_void_p]
+        self._lib.ia_set_threads.argtypes = [ctypes.c_size_t]
+        for name in ("ia_last_error", "ia_description"):
+            getattr(self._lib, name).restype = ctypes.c_char_p
+        self._lib.ia_workspace_new.restype = ctypes.c_void_p
+        # Kept between calls, as a framework would keep it.
+        self._workspace = self._lib.ia_workspace_new()
+        self._check(self._lib.ia_set_threads(threads))
 
-    def forward(self, call):
+    def forward(self, call, outputs):
         """Writes o and lse."""
-        self._check(self._lib.peers_forward(ctypes.byref(call)))
+        self._check(self._lib.ia_forward(ctypes.byref(call.attention), ctypes.byref(outputs), self._workspace))
 
-    def backward(self, call):
+    def backward(self, call, gradients):
         """Writes d_q, d_k, d_v and the adapters' gradients, from o, lse and d_o."""
-        self._check(self._lib.peers_backward(ctypes.byref(call)))
+        self._check(self._lib.ia_backward(ctypes.byref(call.attention), ctypes.byref(gradients), self._workspace))
 
     def description(self):
         """What the engine runs on."""
-        return self._text(self._lib.peers_description)
-
-    def _text(self, function):
-        buffer = ctypes.create_string_buffer(1024)
-        function(buffer, len(buffer))
-        return buffer.value.decode()
+        return self._lib.ia_description().decode()
 
     def _check(self, code):
         if code != 0:
-            raise EngineError(self._text(self._lib.peers_last_error))
+            raise EngineError(self._lib.ia_last_error().decode())

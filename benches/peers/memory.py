@@ -59,13 +59,14 @@ def measure(spec):
     gradients = [[touched(s, np.float32) for s in adapter_shapes] for _ in range(2)]
 
     library = engine.Library(spec["library"], spec["threads"])
-    call = engine.Call.new(spec["dtype"], spec["causal"], shape)
-    call.set(**tensors)
-    call.set_adapters(*adapters)
-    call.set_adapter_gradients(*gradients)
+    t = tensors
+    call = engine.Call(spec["dtype"], spec["causal"], t["q"], t["k"], t["v"], *adapters)
+    outputs = call.outputs(o=t["o"], lse=t["lse"])
+    results = {name: t[name] for name in ("o", "lse", "d_o", "d_q", "d_k", "d_v")}
+    results |= {"d_key_adapter": gradients[0], "d_value_adapter": gradients[1]}
     before = peak_resident()
-    library.forward(call)
-    library.backward(call)
+    library.forward(call, outputs)
+    library.backward(call, call.gradients(**results))
     extra = peak_resident() - before
     held = sum(t.nbytes for t in tensors.values())
     return {**spec, "held_bytes": held, "extra_bytes": extra, "ratio": (held + extra) / held}

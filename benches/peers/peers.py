@@ -29,7 +29,7 @@ PARSER.add_argument("--only", action="append", metavar="WORDS", default=[],
                     help="only cases whose line has all these words, such as 'f32 d128 causal'; 'eager' and 'memory' "
                          "name those parts; may be given several times")
 PARSER.add_argument("--library", metavar="FILE",
-                    help="the engine, libinducer_attention_peers.so, built elsewhere (default: cargo builds it)")
+                    help="the engine, libinducer_attention_c.so, built elsewhere (default: cargo builds it)")
 PARSER.add_argument("--json", metavar="FILE", help="write all figures there")
 PARSER.add_argument("--peak", type=float, metavar="GFLOPS", help="measured f32 FMA peak of all threads together")
 PARSER.add_argument("--peak-bf16", type=float, metavar="GFLOPS", help="the same of bf16 dot products")

@@ -1,0 +1,175 @@
+//! The crate behind a C interface: `include/inducer_attention.h`, which says what every function and struct is.
+//!
+//! Three steps, as in Rust: [`tensor`] makes views of DLPack's tensors, [`call`] a problem and a call of the structs, which the
+//! crate validates, and the functions here run it. A mistake becomes [`Status::Invalid`] and a message; so does nothing else.
+
+#![allow(clippy::missing_safety_doc, reason = "each names the header's promises")]
+
+pub mod call;
+mod error;
+pub mod tensor;
+
+use std::ffi::{CString, c_char};
+use std::sync::LazyLock;
+
+use inducer_attention::Problem;
+use inducer_attention::cpu::{Engine, Workspace};
+
+use call::{AttentionCall, GradientTensors, OutputTensors, checked};
+pub use error::Status;
+use error::{Error, Result, guard};
+
+/// `IA_ABI_VERSION`.
+pub const ABI_VERSION: u32 = 1;
+
+/// `ia_abi_version`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ia_abi_version() -> u32 {
+    ABI_VERSION
+}
+
+/// `ia_description`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ia_description() -> *const c_char {
+    static TEXT: LazyLock<CString> = LazyLock::new(|| {
+        let set = Engine::detect().instruction_set();
+        CString::new(format!("inducer-attention {}, {set:?}", env!("CARGO_PKG_VERSION"))).unwrap_or_default()
+    });
+    TEXT.as_ptr()
+}
+
+/// `ia_last_error`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ia_last_error() -> *const c_char {
+    error::last()
+}
+
+/// `ia_set_threads`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ia_set_threads(threads: usize) -> Status {
+    guard(|| Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?))
+}
+
+/// `ia_workspace_new`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ia_workspace_new() -> *mut Workspace {
+    Box::into_raw(Box::new(Workspace::new()))
+}
+
+/// `ia_workspace_free`.
+///
+/// # Safety
+/// Null, or what [`ia_workspace_new`] returned, once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ia_workspace_free(workspace: *mut Workspace) {
+    if !workspace.is_null() {
+        // SAFETY: the caller's promise.
+        drop(unsafe { Box::from_raw(workspace) });
+    }
+}
+
+/// `ia_forward_workspace`.
+///
+/// # Safety
+/// As the header says: `attention` is null or begins with its size and is that large, its tensors are null or readable; `bytes`
+/// is null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ia_forward_workspace(attention: *const AttentionCall, bytes: *mut usize) -> Status {
+    // SAFETY: the caller's promise.
+    unsafe { measure(attention, bytes, Engine::forward_workspace) }
+}
+
+/// `ia_backward_workspace`.
+///
+/// # Safety
+/// As [`ia_forward_workspace`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ia_backward_workspace(attention: *const AttentionCall, bytes: *mut usize) -> Status {
+    // SAFETY: the caller's promise.
+    unsafe { measure(attention, bytes, Engine::backward_workspace) }
+}
+
+unsafe fn measure(
+    attention: *const AttentionCall,
+    bytes: *mut usize,
+    size: impl FnOnce(&Engine, &Problem<'_>) -> usize,
+) -> Status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let problem = unsafe { checked(attention)?.problem()? };
+        if bytes.is_null() {
+            return Err(Error::Null { argument: "bytes" });
+        }
+        // SAFETY: the caller's promise; not null.
+        unsafe { bytes.write(size(&Engine::detect(), &problem)) };
+        Ok(())
+    })
+}
+
+/// `ia_forward`.
+///
+/// # Safety
+/// As the header says: structs are null or begin with their size and are that large; tensors are null or what DLPack says, those
+/// read are written by nobody during the call, those written are used by nobody else; `workspace` is null or one of
+/// [`ia_workspace_new`], which no other thread uses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ia_forward(
+    attention: *const AttentionCall,
+    outputs: *const OutputTensors,
+    workspace: *mut Workspace,
+) -> Status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (problem, outputs) = unsafe { (checked(attention)?.problem()?, checked(outputs)?.outputs()?) };
+        let engine = Engine::detect();
+        let call = problem.forward(outputs)?;
+        // SAFETY: as above.
+        unsafe {
+            with(workspace, engine.forward_workspace(&problem), |workspace| {
+                Ok(engine.forward(call, workspace)?)
+            })
+        }
+    })
+}
+
+/// `ia_backward`.
+///
+/// # Safety
+/// As [`ia_forward`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ia_backward(
+    attention: *const AttentionCall,
+    gradients: *const GradientTensors,
+    workspace: *mut Workspace,
+) -> Status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let problem = unsafe { checked(attention)?.problem()? };
+        // SAFETY: as above.
+        let (saved, upstream, gradients) = unsafe { checked(gradients)?.parts(&problem)? };
+        let engine = Engine::detect();
+        let call = problem.backward(saved, upstream, gradients)?;
+        // SAFETY: as above.
+        unsafe {
+            with(workspace, engine.backward_workspace(&problem), |workspace| {
+                Ok(engine.backward(call, workspace)?)
+            })
+        }
+    })
+}
+
+/// Runs `f` with the caller's workspace, grown to at least `bytes` bytes, or with one of its own.
+unsafe fn with(
+    workspace: *mut Workspace,
+    bytes: usize,
+    f: impl FnOnce(&mut Workspace) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    match unsafe { workspace.as_mut() } {
+        Some(workspace) => {
+            workspace.reserve(bytes);
+            f(workspace)
+        }
+        None => f(&mut Workspace::with_bytes(bytes)),
+    }
+}

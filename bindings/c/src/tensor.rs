@@ -1,0 +1,234 @@
+//! DLPack's tensors as the crate's views.
+
+use std::ffi::c_void;
+
+use inducer_attention::{DType, TensorMut, TensorRef};
+
+use crate::error::{Error, Result};
+
+/// `DLDevice` of dlpack.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DLDevice {
+    /// 1 for the CPU, 3 for host memory that CUDA has pinned.
+    pub device_type: i32,
+    /// Of several of a type.
+    pub device_id: i32,
+}
+
+/// `DLDataType` of dlpack.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DLDataType {
+    /// 0 integer, 2 float, 4 bfloat.
+    pub code: u8,
+    /// Of one lane.
+    pub bits: u8,
+    /// 1.
+    pub lanes: u16,
+}
+
+/// `DLTensor` of dlpack.h.
+#[repr(C)]
+#[derive(Debug)]
+pub struct DLTensor {
+    /// The allocation.
+    pub data: *mut c_void,
+    /// Where it is.
+    pub device: DLDevice,
+    /// Number of dimensions.
+    pub ndim: i32,
+    /// Element type.
+    pub dtype: DLDataType,
+    /// `ndim` sizes.
+    pub shape: *mut i64,
+    /// `ndim` distances in elements, or null for row-major.
+    pub strides: *mut i64,
+    /// From `data` to the first element.
+    pub byte_offset: u64,
+}
+
+const HOST: [i32; 2] = [1, 3];
+const I32: DLDataType = DLDataType { code: 0, bits: 32, lanes: 1 };
+const F32: DLDataType = DLDataType { code: 2, bits: 32, lanes: 1 };
+
+/// A tensor of the call, with its name for messages.
+#[derive(Clone, Copy)]
+pub(crate) struct Named<'a> {
+    name: &'static str,
+    tensor: &'a DLTensor,
+}
+
+/// What a view is made of.
+struct Parts<const R: usize> {
+    ptr: *mut u8,
+    shape: [usize; R],
+    strides: [usize; R],
+}
+
+impl<'a> Named<'a> {
+    /// None for null.
+    ///
+    /// # Safety
+    /// Not null, `tensor` points to a `DLTensor` whose shape and strides are as long as it says; nobody writes any of them for
+    /// `'a`.
+    pub(crate) unsafe fn optional(name: &'static str, tensor: *const DLTensor) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { tensor.as_ref() }.map(|tensor| Self { name, tensor })
+    }
+
+    /// An error for null.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional).
+    pub(crate) unsafe fn required(name: &'static str, tensor: *const DLTensor) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::optional(name, tensor) }.ok_or(Error::Null { argument: name })
+    }
+
+    fn dtype(&self) -> Result<DType> {
+        let DLDataType { code, bits, lanes } = self.tensor.dtype;
+        match (code, bits, lanes) {
+            (2, 32, 1) => Ok(DType::F32),
+            (2, 16, 1) => Ok(DType::F16),
+            (4, 16, 1) => Ok(DType::BF16),
+            _ => Err(self.wrong_type("float 32, float 16 or bfloat 16")),
+        }
+    }
+
+    fn wrong_type(&self, expected: &'static str) -> Error {
+        Error::Type { argument: self.name, got: self.tensor.dtype, expected }
+    }
+
+    /// # Safety
+    /// As for [`optional`](Self::optional).
+    unsafe fn parts<const R: usize>(&self, size: usize) -> Result<Parts<R>> {
+        let (argument, t) = (self.name, self.tensor);
+        if !HOST.contains(&t.device.device_type) {
+            return Err(Error::Device { argument, got: t.device.device_type });
+        }
+        if t.ndim != R as i32 {
+            return Err(Error::Dimensions { argument, got: t.ndim, expected: R });
+        }
+        if t.shape.is_null() {
+            return Err(Error::Null { argument });
+        }
+        let read = |list: *const i64| -> Result<[usize; R]> {
+            // SAFETY: the caller promises `ndim`, which is R, numbers.
+            let numbers = unsafe { std::slice::from_raw_parts(list, R) };
+            let mut result = [0; R];
+            for (i, &n) in numbers.iter().enumerate() {
+                result[i] =
+                    usize::try_from(n).map_err(|_| Error::Negative { argument, got: numbers.to_vec() })?;
+            }
+            Ok(result)
+        };
+        let shape = read(t.shape)?;
+        let strides = if t.strides.is_null() {
+            let mut strides = [1usize; R];
+            for i in (1..R).rev() {
+                strides[i - 1] = strides[i].saturating_mul(shape[i]);
+            }
+            strides
+        } else {
+            // The stride of a dimension of one entry means nothing, and frameworks put anything there.
+            let mut strides = read(t.strides)?;
+            for i in 0..R {
+                if shape[i] <= 1 && i + 1 == R {
+                    strides[i] = 1;
+                }
+            }
+            strides
+        };
+        let ptr = t.data.cast::<u8>().wrapping_add(usize::try_from(t.byte_offset).unwrap_or(usize::MAX));
+        if !shape.contains(&0) {
+            if t.data.is_null() {
+                return Err(Error::Null { argument });
+            }
+            if !ptr.addr().is_multiple_of(size) {
+                return Err(Error::Misaligned { argument, address: ptr.addr(), size });
+            }
+        }
+        Ok(Parts { ptr, shape, strides })
+    }
+
+    /// A view to read.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional), and the elements are readable and written by nobody for `'a`.
+    pub(crate) unsafe fn view<const R: usize>(&self) -> Result<TensorRef<'a, R>> {
+        let dtype = self.dtype()?;
+        // SAFETY: the caller's promise; the address was checked.
+        unsafe {
+            let Parts { ptr, shape, strides } = self.parts(dtype.size())?;
+            TensorRef::from_raw_parts(ptr, dtype, shape, strides).map_err(|e| self.error(e))
+        }
+    }
+
+    /// A view to write.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional), and the elements are used by nobody else for `'a`. (Overlaps with the call's other
+    /// tensors are found later, before anything is written.)
+    pub(crate) unsafe fn view_mut<const R: usize>(&self) -> Result<TensorMut<'a, R>> {
+        let dtype = self.dtype()?;
+        // SAFETY: the caller's promise; the address was checked.
+        unsafe {
+            let Parts { ptr, shape, strides } = self.parts(dtype.size())?;
+            TensorMut::from_raw_parts(ptr, dtype, shape, strides).map_err(|e| self.error(e))
+        }
+    }
+
+    /// A contiguous list of numbers, of one or two dimensions.
+    ///
+    /// # Safety
+    /// As for [`view`](Self::view), T being what `dtype` says.
+    unsafe fn list<T>(&self, dtype: DLDataType, type_name: &'static str) -> Result<&'a [T]> {
+        if self.tensor.dtype != dtype {
+            return Err(self.wrong_type(type_name));
+        }
+        // SAFETY: the caller's promise.
+        let (ptr, len) = unsafe {
+            if self.tensor.ndim == 2 {
+                let Parts { ptr, shape: [a, b], strides } = self.parts(size_of::<T>())?;
+                self.contiguous((a <= 1 || strides[0] == b) && (b <= 1 || strides[1] == 1))?;
+                (ptr, a.saturating_mul(b))
+            } else {
+                let Parts { ptr, shape: [n], strides } = self.parts(size_of::<T>())?;
+                self.contiguous(n <= 1 || strides[0] == 1)?;
+                (ptr, n)
+            }
+        };
+        if len == 0 {
+            return Ok(&[]);
+        }
+        // SAFETY: not null and aligned, as checked; the caller promises as many elements.
+        Ok(unsafe { std::slice::from_raw_parts(ptr.cast_const().cast(), len) })
+    }
+
+    fn contiguous(&self, is: bool) -> Result<()> {
+        if is { Ok(()) } else { Err(Error::Strided { argument: self.name }) }
+    }
+
+    /// A list of integers.
+    ///
+    /// # Safety
+    /// As for [`view`](Self::view).
+    pub(crate) unsafe fn integers(&self) -> Result<&'a [i32]> {
+        // SAFETY: the caller's promise.
+        unsafe { self.list(I32, "int 32") }
+    }
+
+    /// A list of floats.
+    ///
+    /// # Safety
+    /// As for [`view`](Self::view).
+    pub(crate) unsafe fn floats(&self) -> Result<&'a [f32]> {
+        // SAFETY: the caller's promise.
+        unsafe { self.list(F32, "float 32") }
+    }
+
+    fn error(&self, error: inducer_attention::Error) -> Error {
+        Error::Tensor { argument: self.name, error }
+    }
+}
