@@ -26,9 +26,12 @@ fn candle_example_is_the_one_that_the_binding_compiles() {
 /// Links within the repository lead somewhere.
 #[test]
 fn relative_links_exist() {
-    for (file, folder) in
-        [("README.md", ""), ("ARCHITECTURE.md", ""), ("bindings/candle/README.md", "bindings/candle/")]
-    {
+    for (file, folder) in [
+        ("README.md", ""),
+        ("ARCHITECTURE.md", ""),
+        ("bindings/candle/README.md", "bindings/candle/"),
+        ("bindings/python/README.md", "bindings/python/"),
+    ] {
         let text = read(file);
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {

@@ -262,7 +262,7 @@ def main(arguments):
     wanted = selector(arguments.only)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    path = str(pathlib.Path(arguments.library).resolve()) if arguments.library else engine.build()
+    path = str(pathlib.Path(arguments.library).resolve()) if arguments.library else str(engine.build())
     library = engine.Library(path, arguments.threads)
     peaks = {"f32": arguments.peak, "bf16": arguments.peak_bf16}
     host = {

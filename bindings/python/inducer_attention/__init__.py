@@ -1,0 +1,21 @@
+"""Attention in which every query has its own virtual key and value (inducer-tuning, Chen et al., EMNLP 2022), for PyTorch.
+
+`inducer_attention` is the function, `Inducer` the module that is trained, `inducer_attention.transformers` tunes a Hugging Face
+model with it. Everything is computed by the Rust crate of the same name, whose documentation has the equations.
+"""
+
+from .functional import Adapter, Output, inducer_attention, loaded
+from .library import Error
+from .module import Inducer
+
+__all__ = ["Adapter", "Error", "Inducer", "Output", "description", "inducer_attention", "set_threads"]
+
+
+def set_threads(threads):
+    """Threads that calls work on, the number of processors if never set. Once, before the first call."""
+    loaded().set_threads(threads)
+
+
+def description():
+    """Version and instruction set of the library, for a log."""
+    return loaded().description()

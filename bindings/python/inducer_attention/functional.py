@@ -1,0 +1,205 @@
+"""Attention with a virtual token per query, as a function with autograd."""
+
+from typing import NamedTuple
+
+import torch
+
+from . import library as c
+
+_DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.int32: "i32"}
+_library = None
+
+
+def loaded():
+    """The library, loaded when it is first needed."""
+    global _library
+    if _library is None:
+        _library = c.Library()
+    return _library
+
+
+class Adapter(NamedTuple):
+    """`x -> act(x A + a) B + b` for every query head; f32, or of Q's dtype."""
+
+    down_weight: torch.Tensor
+    """A, `[Hq, d, r]`."""
+    down_bias: torch.Tensor
+    """a, `[Hq, r]`."""
+    up_weight: torch.Tensor | None = None
+    """B, `[Hq, r, d]`; none for the extended value."""
+    up_bias: torch.Tensor | None = None
+    """b, `[Hq, d]`; none for the extended value."""
+    activation: str = "tanh"
+    """`tanh` or `identity`."""
+
+
+class Output(NamedTuple):
+    """What `inducer_attention` returns if asked for more than O."""
+
+    o: torch.Tensor
+    """`[B, Hq, N, d]`; attn for the extended value."""
+    lse: torch.Tensor
+    """f32 `[B, Hq, N]`: the logarithm of the sum of exponentials of real scores. Differentiable."""
+    u: torch.Tensor | None
+    """`[B, Hq, N, r_v]` for the extended value."""
+
+
+# The tensors of a call that gradients can reach, in the order in which the autograd function takes them.
+_TENSORS = (
+    "q", "k", "v", "prefix_k", "prefix_v", "logit",
+    *(f"key_adapter.{name}" for name in Adapter._fields[:4]), *(f"value_adapter.{name}" for name in Adapter._fields[:4]),
+)
+
+
+@torch.compiler.disable
+def inducer_attention(
+    q, k, v, *, key=None, value="zero", key_adapter=None, value_adapter=None, logit=None, adaptive_length=False,
+    positions=None, prefix=None, causal=False, softmax_scale=None, window=(None, None), softcap=None, dropout_p=0.0,
+    query_lengths=None, key_lengths=None, key_starts=None, cu_seqlens_q=None, cu_seqlens_k=None, alibi_slopes=None,
+    return_all=False,
+):
+    """Attention of Q `[B, Hq, N, d]` over K and V `[B, Hkv, M, d]`, in which every query may have a virtual token of its own.
+
+    Any strides will do as long as the last dimension is contiguous; tensors are on the CPU, f32, f16 or bf16.
+
+    key              where the virtual token's score comes from: None (no virtual token: plain attention), "query",
+                     "residual" (with `key_adapter`), "logit_per_head" or "logit_per_token" (with `logit`, `[Hq]` or `[B, Hq, N]`)
+    value            what it adds: "zero", "residual", "direct" or "extended" (all but "zero" with `value_adapter`)
+    adaptive_length  multiplies the score by the root of the position; `positions` (i32 `[B, N]`) overrides positions
+    prefix           a pair of `[Hkv, L, d]`: keys and values before K and V that every query sees
+    causal           bottom-right aligned: query i sees keys up to i + M - N
+    window           keys seen to the left and to the right of that position; None is all
+    softcap          c in c tanh(s / c)
+    dropout_p        dropped from probabilities and from the virtual token's weight; the seed comes from torch's generator
+    *_lengths, ...   i32 `[B]`: rows and keys that exist, the first key that does; cu_seqlens (i32) for packed sequences, B = 1
+    alibi_slopes     f32 `[Hq]` or `[B, Hq]`
+    return_all       an `Output` with lse and U instead of O alone; "extended" always returns one
+
+    Raises `inducer_attention.Error` for arguments that do not fit together.
+    """
+    given = {"q": q, "k": k, "v": v, "logit": logit}
+    if prefix is not None:
+        given["prefix_k"], given["prefix_v"] = prefix
+    for name, adapter in (("key_adapter", key_adapter), ("value_adapter", value_adapter)):
+        if adapter is not None:
+            given |= {f"{name}.{part}": tensor for part, tensor in zip(Adapter._fields, adapter[:4])}
+    _expect_one_of("key", key, c.KEYS)
+    _expect_one_of("value", value, c.VALUES)
+    settings = {
+        "key": c.KEYS[key], "value": c.VALUES[value],
+        "key_activation": _activation("key_adapter", key_adapter),
+        "value_activation": _activation("value_adapter", value_adapter),
+        "options": 0,
+    }
+    numbers = {
+        "causal": causal or None, "softmax_scale": softmax_scale, "window_left": window[0], "window_right": window[1],
+        "softcap": softcap, "dropout_p": dropout_p or None, "adaptive_length": adaptive_length or None,
+    }
+    for name, number in numbers.items():
+        if number is not None:
+            settings["options"] |= c.OPTIONS[name]
+            if name not in ("causal", "adaptive_length"):
+                settings[name] = number
+    if dropout_p:
+        settings["dropout_seed"] = int(torch.randint(2**63 - 1, ()))
+    lists = {
+        "query_lengths": query_lengths, "key_lengths": key_lengths, "key_starts": key_starts,
+        "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "positions": positions, "alibi_slopes": alibi_slopes,
+    }
+    lists = {name: _on_cpu(name, t.contiguous()) for name, t in lists.items() if t is not None}
+    tensors = [None if given.get(name) is None else _readable(name, given[name]) for name in _TENSORS]
+    o, lse, u = _Function.apply(settings, lists, *tensors)
+    return Output(o, lse, u) if return_all or value == "extended" and key is not None else o
+
+
+def _expect_one_of(name, value, table):
+    if value not in table:
+        raise c.Error(f"{name}: {value!r}, expected one of {', '.join(map(repr, table))}")
+
+
+def _activation(name, adapter):
+    if adapter is None:
+        return 0
+    _expect_one_of(f"{name}.activation", adapter.activation, c.ACTIVATIONS)
+    return c.ACTIVATIONS[adapter.activation]
+
+
+def _on_cpu(name, tensor):
+    if tensor.device.type != "cpu":
+        raise c.Error(f"{name}: on {tensor.device}, expected the CPU; this package does not reach the CUDA kernels yet")
+    if tensor.dtype not in _DTYPES:
+        raise c.Error(f"{name}: {tensor.dtype}, expected one of {', '.join(map(str, _DTYPES))}")
+    return tensor
+
+
+def _readable(name, tensor):
+    """With a contiguous last dimension, as the library asks."""
+    _on_cpu(name, tensor)
+    return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+
+
+def _borrow(tensor):
+    return None if tensor is None else c.borrow(tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.shape, tensor.stride())
+
+
+def _struct(of, tensors, settings):
+    """A struct of the header; names with a dot are an adapter's parts."""
+    struct = of(**settings)
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            target, _, part = name.rpartition(".")
+            setattr(getattr(struct, target) if target else struct, part, _borrow(tensor))
+    return struct
+
+
+class _Function(torch.autograd.Function):
+    """O, lse and U of `settings` (fields of `ia_attention`), `lists` and the tensors of `_TENSORS`."""
+
+    @staticmethod
+    def forward(ctx, settings, lists, *tensors):
+        named = dict(zip(_TENSORS, tensors))
+        q = named["q"]
+        if q.dim() != 4:
+            raise c.Error(f"q: {q.dim()} dimensions, expected 4")
+        batch, heads, rows, _ = q.shape
+        # As Q lies, [B, N, H, d] as a rule: the output projection then needs no copy.
+        o = torch.empty_like(q)
+        lse = torch.empty((batch, heads, rows))
+        extended = settings["value"] == c.VALUES["extended"] and settings["key"] != 0
+        u = attn = None
+        down_weight = named["value_adapter.down_weight"]
+        if extended and down_weight is not None:
+            u = torch.empty((batch, heads, rows, down_weight.shape[-1]), dtype=q.dtype)
+        elif q.dtype != torch.float32 and settings["key"] != 0 and any(ctx.needs_input_grad):
+            # In 16 bits the backward is more accurate from attn.
+            attn = torch.empty_like(o)
+        outputs = _struct(c.Outputs, {"o": o, "lse": lse, "u": u, "attn": attn}, {})
+        loaded().forward(_struct(c.Attention, named | lists, settings), outputs)
+        ctx.settings, ctx.lists = settings, lists
+        ctx.from_attention = attn is not None
+        ctx.save_for_backward(lse, attn if attn is not None else o, *tensors)
+        return o, lse, u
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_o, d_lse, d_u):
+        lse, saved, *tensors = ctx.saved_tensors
+        named = dict(zip(_TENSORS, tensors))
+        wanted = dict(zip(_TENSORS, ctx.needs_input_grad[2:]))
+        if d_o is None:
+            d_o = torch.zeros_like(saved)
+        read = {
+            "attn" if ctx.from_attention else "o": saved, "lse": lse, "d_o": _readable("d_o", d_o),
+            "d_lse": d_lse, "d_u": None if d_u is None else _readable("d_u", d_u),
+        }
+        results = {name: torch.empty_like(named[name]) for name in ("q", "k", "v")}
+        for group in ("prefix_", "logit", "key_adapter.", "value_adapter."):
+            members = [name for name in _TENSORS if name.startswith(group) and named[name] is not None]
+            if any(wanted[name] for name in members):
+                results |= {name: torch.empty(named[name].shape) for name in members}
+        written = {f"d_{name}": tensor for name, tensor in results.items()}
+        gradients = _struct(c.Gradients, read | written, {})
+        loaded().backward(_struct(c.Attention, named | ctx.lists, ctx.settings), gradients)
+        return None, None, *(
+            results[name].to(named[name].dtype) if wanted[name] and name in results else None for name in _TENSORS
+        )
