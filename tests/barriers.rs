@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 
-use common::backend::Backend;
 use common::case::{Case, InducerCase, KeyCase, ValueCase};
 use common::emulated::Emulated;
 use common::run;
@@ -87,9 +86,7 @@ fn outcome(case: &Case, options: Options) -> (Result<Vec<Vec<u64>>, String>, BTr
     let results = catch_unwind(AssertUnwindSafe(|| {
         let forward = run::forward(&backend, &inputs)?;
         let mut named = forward.named();
-        if backend.has_backward() {
-            named.extend(run::backward(&backend, &inputs, &forward)?.named());
-        }
+        named.extend(run::backward(&backend, &inputs, &forward)?.named());
         Ok(named.iter().map(|(_, t)| t.data.iter().map(|x| x.to_bits()).collect()).collect())
     }));
     let results = results.unwrap_or_else(|_| Err("a fault".into()));

@@ -67,7 +67,7 @@ fn for_each_backend(
     mut f: impl FnMut(&dyn Backend) -> Result<(), TestCaseError>,
 ) -> Result<(), TestCaseError> {
     let problem = inputs.attention().validate().map_err(|e| TestCaseError::fail(e.to_string()))?;
-    backends().iter().filter(|b| b.has_backward() && b.supports(&problem)).try_for_each(|b| f(b.as_ref()))
+    backends().iter().filter(|b| b.supports(&problem)).try_for_each(|b| f(b.as_ref()))
 }
 
 /// What a value spoils.

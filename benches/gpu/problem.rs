@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use inducer_attention::cuda::cudarc::driver::result::{self, DriverError};
 use inducer_attention::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use inducer_attention::cuda::kernels::{self, KERNELS};
 use inducer_attention::cuda::{Engine, Lists};
 use inducer_attention::{
     Activation, Adapter, AdapterGradients, Attention, DType, Gradients, Inducer, KeyGradients, Outputs,
@@ -17,24 +16,6 @@ use crate::device::Device;
 use crate::grid;
 use crate::support::shapes::{Case, Pass};
 use crate::support::tensors::random;
-
-/// Passes that the build holds all kernels of.
-pub(crate) fn passes(engine: &Engine) -> Vec<Pass> {
-    let has = |pass: kernels::Pass| {
-        // Of two kernels for the same problems, a card has its own.
-        KERNELS.iter().filter(|k| k.pass == pass).all(|k| {
-            let own = engine.kernel(pass, k.dtype, k.head_dim as usize);
-            own.is_some_and(|kernel| engine.resources(kernel).is_ok())
-        })
-    };
-    let mut passes = vec![Pass::Forward];
-    if [kernels::Pass::BackwardPrepare, kernels::Pass::Backward, kernels::Pass::BackwardFinish].map(has)
-        == [true; 3]
-    {
-        passes.push(Pass::Backward);
-    }
-    passes
-}
 
 /// Sets of tensors that calls rotate through hold together this many times the second-level cache, so that a call finds nothing
 /// of its last turn there.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::device::Device;
 use crate::options::{Options, Task, selects, words};
-use crate::problem::{Problem, passes};
+use crate::problem::Problem;
 use crate::report::{COLUMNS, LEGEND, Measurement, card_json, resources_json};
 use crate::support::shapes::{Case, Pass};
 use crate::support::{machine, table};
@@ -45,11 +45,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Calls of a list that `words` select.
-fn selected(engine: &Engine, cases: Vec<Case>, words: &[String]) -> Result<Vec<(Case, Vec<Pass>)>, String> {
-    let all = passes(engine);
+fn selected(cases: Vec<Case>, words: &[String]) -> Result<Vec<(Case, Vec<Pass>)>, String> {
     let example = cases.first().map(|case| case.label(Pass::Forward)).unwrap_or_default();
     let with_passes = cases.into_iter().map(|case| {
-        let passes = all.iter().copied().filter(|pass| selects(words, &case.label(*pass)));
+        let passes = Pass::ALL.into_iter().filter(|pass| selects(words, &case.label(*pass)));
         (case, passes.collect::<Vec<_>>())
     });
     let wanted: Vec<_> = with_passes.filter(|(_, passes)| !passes.is_empty()).collect();
@@ -60,7 +59,7 @@ fn selected(engine: &Engine, cases: Vec<Case>, words: &[String]) -> Result<Vec<(
 }
 
 fn measure_all(device: &Device, engine: &Engine, options: &Options) -> Result<(), Box<dyn Error>> {
-    let wanted = selected(engine, options.extent.cases(options.rank), &options.filter)?;
+    let wanted = selected(options.extent.cases(options.rank), &options.filter)?;
     let mut report = json!({
         "bench": "gpu",
         "version": env!("CARGO_PKG_VERSION"),
@@ -80,9 +79,6 @@ fn measure_all(device: &Device, engine: &Engine, options: &Options) -> Result<()
         commit().as_deref().unwrap_or("unknown")
     );
     println!("{}\nrank {}. {LEGEND}\n", device.describe(), options.rank);
-    if !passes(engine).contains(&Pass::Backward) {
-        println!("left out: the backward, of which this build does not hold all kernels\n");
-    }
     println!("{}", table::header(&COLUMNS));
     for (case, passes) in wanted {
         let problem = Problem::new(device, engine, case, true)?;
@@ -111,7 +107,7 @@ fn measure_all(device: &Device, engine: &Engine, options: &Options) -> Result<()
 fn once(device: &Device, engine: &Engine, words: &[String], options: &Options) -> Result<(), Box<dyn Error>> {
     let state = |word: &str| words.iter().any(|w| w == word);
     let label: Vec<String> = words.iter().filter(|w| *w != "on" && *w != "off").cloned().collect();
-    let (case, passes) = selected(engine, grid::Extent::Full.cases(options.rank), &label)?.swap_remove(0);
+    let (case, passes) = selected(grid::Extent::Full.cases(options.rank), &label)?.swap_remove(0);
     let problem = Problem::new(device, engine, case, false)?;
     if passes[0] == Pass::Backward {
         problem.enqueue(Pass::Forward, 0, !state("off"))?;
@@ -125,7 +121,7 @@ fn once(device: &Device, engine: &Engine, words: &[String], options: &Options) -
 
 /// Every kernel on small problems.
 fn smoke(device: &Device, engine: &Engine, options: &Options) -> Result<(), Box<dyn Error>> {
-    let wanted = selected(engine, grid::smoke(options.rank), &options.filter)?;
+    let wanted = selected(grid::smoke(options.rank), &options.filter)?;
     let mut launches = 0;
     for (case, passes) in &wanted {
         let problem = Problem::new(device, engine, *case, false)?;
@@ -163,7 +159,7 @@ fn answer<'d>(
     kept: &mut Option<Problem<'d>>,
 ) -> Result<Value, Box<dyn Error>> {
     let words: Vec<String> = words(line).collect();
-    let (case, passes) = selected(engine, grid::Extent::Full.cases(options.rank), &words)?.swap_remove(0);
+    let (case, passes) = selected(grid::Extent::Full.cases(options.rank), &words)?.swap_remove(0);
     if kept.as_ref().is_none_or(|problem| problem.case() != case) {
         // Room first for what is to come.
         *kept = None;

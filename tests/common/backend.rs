@@ -13,11 +13,6 @@ pub trait Backend: Send + Sync {
         true
     }
 
-    /// Whether it implements the backward.
-    fn has_backward(&self) -> bool {
-        true
-    }
-
     /// Runs the forward.
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error>;
 

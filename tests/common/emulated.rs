@@ -1,9 +1,8 @@
 //! The CUDA kernels on the emulator.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use inducer_attention::cuda::kernels::{KERNELS, Pass};
 use inducer_attention::cuda::plan::{self, Plan, Settings};
 use inducer_attention::cuda::{HEAD_DIM_MULTIPLE, Lists, RawList, RawLists};
 use inducer_attention::emulator::{self, CopyTiming, Launch, Memory, Options, Policy, Region, Site, launch};
@@ -140,14 +139,6 @@ impl Backend for Emulated {
 
     fn supports(&self, problem: &Problem<'_>) -> bool {
         problem.head_dim().is_multiple_of(HEAD_DIM_MULTIPLE)
-    }
-
-    fn has_backward(&self) -> bool {
-        static COMPLETE: LazyLock<bool> = LazyLock::new(|| {
-            let there = emulator::kernels();
-            KERNELS.iter().filter(|k| k.pass != Pass::Forward).all(|k| there.iter().any(|t| t.name == k.name))
-        });
-        *COMPLETE
     }
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {

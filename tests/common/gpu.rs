@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use inducer_attention::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use inducer_attention::cuda::kernels::KERNELS;
 use inducer_attention::cuda::{DeviceLists, Engine, HEAD_DIM_MULTIPLE, Lists, context};
 use inducer_attention::{Error, Gradients, Memory, Outputs, Problem, Saved, Upstream};
 
@@ -75,13 +74,6 @@ impl Backend for Gpu {
 
     fn supports(&self, problem: &Problem<'_>) -> bool {
         problem.head_dim().is_multiple_of(HEAD_DIM_MULTIPLE)
-    }
-
-    fn has_backward(&self) -> bool {
-        KERNELS.iter().all(|k| {
-            let own = self.engine.kernel(k.pass, k.dtype, k.head_dim as usize);
-            own.is_some_and(|kernel| self.engine.resources(kernel).is_ok())
-        })
     }
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {
