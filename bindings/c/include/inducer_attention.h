@@ -162,7 +162,7 @@ const char *ia_description(void);
 /* What went wrong in this thread's last call that did not return IA_OK; until its next such call. Never null. */
 const char *ia_last_error(void);
 
-/* Threads that calls work on, the processors' number if it is never set. Only before the first call, and once. Results do not
+/* Threads that calls work on, 1 to 4096; the processors' number if it is never set. Only before the first call, and once. Results do not
  * depend on it. */
 ia_status ia_set_threads(size_t threads);
 

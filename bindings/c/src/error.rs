@@ -39,8 +39,10 @@ pub(crate) enum Error {
     Tensor { argument: &'static str, error: inducer_attention::Error },
     #[error(transparent)]
     Call(#[from] inducer_attention::Error),
+    #[error("threads: {got}, expected 1 to {expected}")]
+    Threads { got: usize, expected: usize },
     #[error("threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Pool(#[from] rayon::ThreadPoolBuildError),
 }
 
 /// What functions return: `ia_status` of the header.

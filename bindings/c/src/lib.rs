@@ -22,6 +22,9 @@ use error::{Error, Result, guard};
 /// `IA_ABI_VERSION`.
 pub const ABI_VERSION: u32 = 1;
 
+/// More threads are a mistake, such as a negative number.
+const MAX_THREADS: usize = 4096;
+
 /// `ia_abi_version`.
 #[unsafe(no_mangle)]
 pub extern "C" fn ia_abi_version() -> u32 {
@@ -47,7 +50,12 @@ pub extern "C" fn ia_last_error() -> *const c_char {
 /// `ia_set_threads`.
 #[unsafe(no_mangle)]
 pub extern "C" fn ia_set_threads(threads: usize) -> Status {
-    guard(|| Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?))
+    guard(|| {
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(Error::Threads { got: threads, expected: MAX_THREADS });
+        }
+        Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?)
+    })
 }
 
 /// `ia_workspace_new`.

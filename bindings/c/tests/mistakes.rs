@@ -265,6 +265,10 @@ fn messages_are_of_the_thread_that_made_the_mistake() {
 
 #[test]
 fn threads_are_set_once_at_most() {
+    for (threads, message) in [(0, "0"), (usize::MAX, "18446744073709551615")] {
+        assert_eq!(ia_set_threads(threads), Status::Invalid);
+        assert_eq!(last_error(), format!("threads: {message}, expected 1 to 4096"));
+    }
     // Whichever comes first, tests in other threads included, the second is refused.
     _ = ia_set_threads(1);
     assert_eq!(ia_set_threads(1), Status::Invalid);
