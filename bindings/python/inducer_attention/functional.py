@@ -7,6 +7,9 @@ import torch
 from . import library as c
 
 _DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.int32: "i32"}
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+# Of what the library writes in f32, whatever torch's defaults are.
+_F32 = {"dtype": torch.float32, "device": "cpu"}
 _library = None
 
 
@@ -77,9 +80,13 @@ def inducer_attention(
 
     Raises `inducer_attention.Error` for arguments that do not fit together.
     """
-    given = {"q": q, "k": k, "v": v, "logit": logit}
+    given = {"q": q, "k": k, "v": v}
     if prefix is not None:
         given["prefix_k"], given["prefix_v"] = prefix
+    if torch.is_autocast_enabled("cpu"):
+        given = {name: t.to(torch.get_autocast_dtype("cpu")) for name, t in given.items() if t is not None}
+    given["logit"] = logit
+    key_adapter, value_adapter = _adapter("key_adapter", key_adapter), _adapter("value_adapter", value_adapter)
     for name, adapter in (("key_adapter", key_adapter), ("value_adapter", value_adapter)):
         if adapter is not None:
             given |= {f"{name}.{part}": tensor for part, tensor in zip(Adapter._fields, adapter[:4])}
@@ -91,6 +98,11 @@ def inducer_attention(
         "value_activation": _activation("value_adapter", value_adapter),
         "options": 0,
     }
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise c.Error(f"window: {window!r}, expected a pair: keys to the left, keys to the right, None for all")
+    for name, constant in (("alibi_slopes", alibi_slopes), ("softmax_scale", softmax_scale)):
+        if isinstance(constant, torch.Tensor) and constant.requires_grad:
+            raise c.Error(f"{name}: requires a gradient, and there is none with respect to it")
     numbers = {
         "causal": causal or None, "softmax_scale": softmax_scale, "window_left": window[0], "window_right": window[1],
         "softcap": softcap, "dropout_p": dropout_p or None, "adaptive_length": adaptive_length or None,
@@ -99,14 +111,14 @@ def inducer_attention(
         if number is not None:
             settings["options"] |= c.OPTIONS[name]
             if name not in ("causal", "adaptive_length"):
-                settings[name] = number
+                settings[name] = float(number) if name in ("softmax_scale", "softcap", "dropout_p") else number
     if dropout_p:
-        settings["dropout_seed"] = int(torch.randint(2**63 - 1, ()))
+        settings["dropout_seed"] = int(torch.randint(2**63 - 1, (), device="cpu"))
     lists = {
         "query_lengths": query_lengths, "key_lengths": key_lengths, "key_starts": key_starts,
         "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "positions": positions, "alibi_slopes": alibi_slopes,
     }
-    lists = {name: _on_cpu(name, t.contiguous()) for name, t in lists.items() if t is not None}
+    lists = {name: _list(name, t) for name, t in lists.items() if t is not None}
     tensors = [None if given.get(name) is None else _readable(name, given[name]) for name in _TENSORS]
     o, lse, u = _Function.apply(settings, lists, *tensors)
     return Output(o, lse, u) if return_all or value == "extended" and key is not None else o
@@ -124,18 +136,52 @@ def _activation(name, adapter):
     return c.ACTIVATIONS[adapter.activation]
 
 
+def _adapter(name, adapter):
+    """What was given as an adapter: an `Adapter`, a tuple of its tensors, or a module that has one."""
+    if adapter is None or isinstance(adapter, Adapter):
+        return adapter
+    if hasattr(adapter, "tensors"):
+        return adapter.tensors()
+    if isinstance(adapter, (tuple, list)):
+        return Adapter(*adapter)
+    raise c.Error(f"{name}: {type(adapter).__name__}, expected an Adapter")
+
+
+def _list(name, numbers):
+    """Of i32, or f32 for slopes; integers of other widths are converted."""
+    numbers = torch.as_tensor(numbers)
+    if name == "alibi_slopes":
+        return _on_cpu(name, numbers.to(torch.float32).contiguous())
+    if numbers.dtype in (torch.int64, torch.int16, torch.int8, torch.uint8):
+        numbers = numbers.to(torch.int32)
+    if numbers.dtype != torch.int32:
+        raise c.Error(f"{name}: {numbers.dtype}, expected torch.int32")
+    return _on_cpu(name, numbers.contiguous())
+
+
 def _on_cpu(name, tensor):
     if tensor.device.type != "cpu":
         raise c.Error(f"{name}: on {tensor.device}, expected the CPU; this package does not reach the CUDA kernels yet")
-    if tensor.dtype not in _DTYPES:
-        raise c.Error(f"{name}: {tensor.dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     return tensor
 
 
 def _readable(name, tensor):
     """With a contiguous last dimension, as the library asks."""
     _on_cpu(name, tensor)
-    return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+    if tensor.dtype not in _FLOATS:
+        raise c.Error(f"{name}: {tensor.dtype}, expected one of {', '.join(map(str, _FLOATS))}")
+    # Not `contiguous`: that leaves an expanded tensor without elements as it is.
+    return tensor if _is_readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _is_readable(tensor):
+    return tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
+
+
+def _room_like(tensor):
+    """For results; as the tensor lies, if that is readable."""
+    room = torch.empty_like(tensor)
+    return room if _is_readable(room) else torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def _borrow(tensor):
@@ -163,21 +209,21 @@ class _Function(torch.autograd.Function):
             raise c.Error(f"q: {q.dim()} dimensions, expected 4")
         batch, heads, rows, _ = q.shape
         # As Q lies, [B, N, H, d] as a rule: the output projection then needs no copy.
-        o = torch.empty_like(q)
-        lse = torch.empty((batch, heads, rows))
+        o = _room_like(q)
+        lse = torch.empty((batch, heads, rows), **_F32)
         extended = settings["value"] == c.VALUES["extended"] and settings["key"] != 0
         u = attn = None
         down_weight = named["value_adapter.down_weight"]
         if extended and down_weight is not None:
-            u = torch.empty((batch, heads, rows, down_weight.shape[-1]), dtype=q.dtype)
+            u = torch.empty((batch, heads, rows, down_weight.shape[-1]), dtype=q.dtype, device="cpu")
         elif q.dtype != torch.float32 and settings["key"] != 0 and any(ctx.needs_input_grad):
             # In 16 bits the backward is more accurate from attn.
-            attn = torch.empty_like(o)
+            attn = _room_like(o)
         outputs = _struct(c.Outputs, {"o": o, "lse": lse, "u": u, "attn": attn}, {})
         loaded().forward(_struct(c.Attention, named | lists, settings), outputs)
-        ctx.settings, ctx.lists = settings, lists
+        ctx.settings, ctx.lists = settings, list(lists)
         ctx.from_attention = attn is not None
-        ctx.save_for_backward(lse, attn if attn is not None else o, *tensors)
+        ctx.save_for_backward(lse, attn if attn is not None else o, *tensors, *lists.values())
         return o, lse, u
 
     @staticmethod
@@ -185,21 +231,22 @@ class _Function(torch.autograd.Function):
     def backward(ctx, d_o, d_lse, d_u):
         lse, saved, *tensors = ctx.saved_tensors
         named = dict(zip(_TENSORS, tensors))
+        lists = dict(zip(ctx.lists, tensors[len(_TENSORS):]))
         wanted = dict(zip(_TENSORS, ctx.needs_input_grad[2:]))
         if d_o is None:
             d_o = torch.zeros_like(saved)
         read = {
             "attn" if ctx.from_attention else "o": saved, "lse": lse, "d_o": _readable("d_o", d_o),
-            "d_lse": d_lse, "d_u": None if d_u is None else _readable("d_u", d_u),
+            "d_lse": None if d_lse is None else _readable("d_lse", d_lse), "d_u": None if d_u is None else _readable("d_u", d_u),
         }
-        results = {name: torch.empty_like(named[name]) for name in ("q", "k", "v")}
+        results = {name: _room_like(named[name]) for name in ("q", "k", "v")}
         for group in ("prefix_", "logit", "key_adapter.", "value_adapter."):
             members = [name for name in _TENSORS if name.startswith(group) and named[name] is not None]
             if any(wanted[name] for name in members):
-                results |= {name: torch.empty(named[name].shape) for name in members}
+                results |= {name: torch.empty(named[name].shape, **_F32) for name in members}
         written = {f"d_{name}": tensor for name, tensor in results.items()}
         gradients = _struct(c.Gradients, read | written, {})
-        loaded().backward(_struct(c.Attention, named | ctx.lists, ctx.settings), gradients)
+        loaded().backward(_struct(c.Attention, named | lists, ctx.settings), gradients)
         return None, None, *(
             results[name].to(named[name].dtype) if wanted[name] and name in results else None for name in _TENSORS
         )

@@ -11,48 +11,70 @@ RoBERTa and most others.
 """
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .functional import inducer_attention
 from .library import Error
-from .module import Inducer
+from .module import Inducer, checked_rank
 
 NAME = "inducer"
 """What the attention is registered as: `model.set_attn_implementation(NAME)`."""
 ATTRIBUTE = "inducer"
 """What the module is called in an attention layer."""
+_BEFORE = "_before_inducers"
+_CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
+_WRAPPERS = ("_orig_mod.", "module.")
 
 
 def attach(model, rank=8, *, adaptive_length=False, layers=None):
     """Freezes the model, gives every self-attention layer (or those whose number is in `layers`) an `Inducer`, and has the
-    model use them. Returns the inducers, by the names of their layers, as one module."""
-    found = dict(_self_attention(model))
+    model use them. Returns the inducers, by the names of their layers, as one module.
+
+    What else shall be trained, such as the head of a classifier, is thawed afterwards with `requires_grad_(True)`. If anything is
+    wrong, an `Error` says so and the model is as it was.
+    """
+    checked_rank("rank", rank)
+    found = list(_self_attention(model))
     if not found:
-        raise Error(f"model: {type(model).__name__} has no self-attention that takes part in AttentionInterface")
-    if any(hasattr(layer, ATTRIBUTE) for layer in found.values()):
+        raise Error(f"model: no layer of {type(model).__name__} is recognised as self-attention (with is_causal and head_dim)")
+    if any(hasattr(layer, ATTRIBUTE) for _, layer in found):
         raise Error("model: it has inducers already")
-    chosen = [
-        (name, layer) for number, (name, layer) in enumerate(found.items()) if layers is None or number in layers
-    ]
-    if not chosen:
+    numbers = range(len(found)) if layers is None else layers
+    if not numbers or any(number not in range(len(found)) for number in numbers):
         raise Error(f"layers: {layers!r}, expected numbers from 0 to {len(found) - 1}")
+    chosen = [(*found[number], *_heads(*found[number])) for number in sorted(set(numbers))]
+    if any(hasattr(layer, "sinks") for _, layer in found):
+        raise Error(f"model: {type(model).__name__} has attention sinks of its own, which attention '{NAME}' does not know")
+    before = model.config._attn_implementation, [name for name, p in model.named_parameters() if p.requires_grad]
+    model.set_attn_implementation(NAME)
+    deaf = [name for name, layer, *_ in chosen if getattr(layer, "config", model.config)._attn_implementation != NAME]
+    if deaf:
+        model.set_attn_implementation(before[0])
+        raise Error(f"model: {deaf[0]} does not take its attention from transformers' AttentionInterface")
+    setattr(model, _BEFORE, before)
     model.requires_grad_(False)
-    for name, layer in chosen:
-        heads, head_dim = _heads(name, layer)
+    for _, layer, heads, head_dim in chosen:
         device = next(layer.parameters()).device
         setattr(layer, ATTRIBUTE, Inducer(heads, head_dim, rank, adaptive_length=adaptive_length, device=device))
-    model.set_attn_implementation(NAME)
     return inducers(model)
 
 
-def detach(model, implementation="sdpa"):
-    """Takes the inducers away again; the model then computes what it did before."""
+def detach(model):
+    """Takes the inducers away again: the model computes and trains what it did before `attach`."""
+    if not hasattr(model, _BEFORE):
+        raise Error("model: it has no inducers; attach makes them")
+    implementation, trained = getattr(model, _BEFORE)
     for _, layer in _self_attention(model):
         if hasattr(layer, ATTRIBUTE):
             delattr(layer, ATTRIBUTE)
+    delattr(model, _BEFORE)
     model.set_attn_implementation(implementation)
+    parameters = dict(model.named_parameters())
+    for name in trained:
+        parameters[name].requires_grad_(True)
 
 
 def inducers(model):
@@ -63,11 +85,11 @@ def inducers(model):
 
 
 def save(model, path):
-    """Writes the inducers' parameters, `<layer>.inducer.key.down_weight` and so on, as safetensors."""
+    """Writes the inducers' parameters, `<layer>.inducer.key.down_weight` and so on, as safetensors; nothing else of the model."""
     tensors = _parameters(model)
     if not tensors:
         raise Error("model: it has no inducers; attach makes them")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, _metadata(model))
 
 
 def load(model, path):
@@ -76,36 +98,58 @@ def load(model, path):
     if tensors.keys() != file.keys():
         odd = sorted(tensors.keys() ^ file.keys())
         raise Error(f"{path}: its tensors are not those of the model; first of {len(odd)} differences: {odd[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != file[name].shape:
+            raise Error(f"{path}: {name} is {list(file[name].shape)}, expected {list(tensor.shape)}")
+    with safe_open(path, "pt") as opened:
+        wrote, here = (opened.metadata() or {}).get("adaptive_length"), _metadata(model)["adaptive_length"]
+    if wrote not in (None, here):
+        raise Error(f"{path}: adaptive_length is {wrote}, expected {here}, as the model was attached")
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            if tensor.shape != file[name].shape:
-                raise Error(f"{path}: {name} is {list(file[name].shape)}, expected {list(tensor.shape)}")
         for name, tensor in tensors.items():
             tensor.copy_(file[name])
 
 
+def _metadata(model):
+    adaptive = any(inducer.adaptive_length for inducer in inducers(model).values())
+    return {"format": "inducer-attention 1", "adaptive_length": str(adaptive).lower()}
+
+
 def _parameters(model):
-    return {name: p for name, p in model.named_parameters() if f".{ATTRIBUTE}." in name}
+    """The inducers' parameters by name, without what wrappers put before it."""
+    def plain(name):
+        for wrapper in _WRAPPERS:
+            name = name.removeprefix(wrapper)
+        return name
+
+    return {plain(name): p for name, p in model.named_parameters() if f".{ATTRIBUTE}." in name}
 
 
 def _self_attention(model):
     """Layers that hand over themselves to the registered attention function."""
     for name, module in model.named_modules():
-        is_attention = hasattr(module, "is_causal") and (hasattr(module, "head_dim") or hasattr(module, "attention_head_size"))
         crosses = getattr(module, "is_cross_attention", False) or "cross" in type(module).__name__.lower()
-        if is_attention and not crosses:
+        if hasattr(module, "is_causal") and _head_dim(module) and not crosses and name.rpartition(".")[2] not in _CROSS:
             yield name, module
+
+
+def _head_dim(layer):
+    return next((n for n in (getattr(layer, a, None) for a in ("head_dim", "attention_head_size", "head_size")) if n), None)
 
 
 def _heads(name, layer):
     """Query heads and head_dim of a layer."""
-    head_dim = getattr(layer, "head_dim", None) or layer.attention_head_size
     config = getattr(layer, "config", None)
     for source, attribute in ((layer, "num_heads"), (layer, "num_attention_heads"), (config, "num_attention_heads")):
         heads = getattr(source, attribute, None)
         if isinstance(heads, int):
-            return heads, head_dim
+            return heads, _head_dim(layer)
     raise Error(f"{name}: the number of its heads is not where other models have it")
+
+
+# What the mask function says to the attention function: an i64 tensor `[B, 6]`, for masks go through models as tensors. A row is a
+# mark, an entry's first key and the one behind its last, how far a query sees to the left and to the right (−1: all), and M.
+_MARK, _OTHER = 0x1D0CE5, 0x1D0CE6
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, sliding_window=None,
@@ -114,51 +158,85 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     unsupported = [name for name in ("s_aux", "position_bias", "cu_seq_lens_q") if other.get(name) is not None]
     if unsupported:
         raise Error(f"{unsupported[0]}: given, but attention '{NAME}' does not know it")
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    settings = {"causal": causal, "softmax_scale": scaling, "dropout_p": dropout, "softcap": softcap}
-    if sliding_window is not None:
-        # Of so many keys the query's own is one; without a causal mask the window reaches to both sides.
-        settings["window"] = (sliding_window - 1, None) if causal else (sliding_window, sliding_window)
-    settings |= _lengths(attention_mask, key.shape[2])
+    settings = {"softmax_scale": scaling, "dropout_p": dropout, "softcap": softcap}
+    starts = None
+    if attention_mask is None:
+        # Nobody asked the mask function: what the layer says of itself holds. Of a window the query's own key is one.
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        reach = None if sliding_window is None else sliding_window - 1
+        settings |= {"causal": causal, "window": (reach, None if causal else reach)}
+    else:
+        starts, ends, left, right = _bounds(attention_mask, key.shape[2])
+        causal = right == 0
+        settings |= {"window": (left, right), "key_starts": starts, "key_lengths": ends}
     inducer = getattr(module, ATTRIBUTE, None)
-    o = inducer_attention(query, key, value, **settings) if inducer is None else inducer(query, key, value, **settings)
+    if inducer is None:
+        o = inducer_attention(query, key, value, **settings)
+    else:
+        if inducer.adaptive_length and starts is not None:
+            # Positions count from an entry's first token.
+            own = torch.arange(query.shape[2]) + (key.shape[2] - query.shape[2] if causal else 0) + 1
+            settings["positions"] = (own[None] - starts[:, None]).clamp(min=1)
+        o = inducer(query, key, value, **settings)
     return o.transpose(1, 2), None
 
 
-def _lengths(mask, keys):
-    """The keys that a padding mask leaves, `[B, M]`, true or 1 where there is one: a first and a number of each entry."""
-    if mask is None:
-        return {}
-    if mask.dim() != 2 or mask.shape[1] != keys:
-        raise Error(f"attention_mask: {list(mask.shape)}, expected [B, {keys}]: which keys are padding, and nothing else")
-    there = mask.to(torch.int32)
-    starts = there.argmax(dim=1)
-    ends = keys - there.flip(1).argmax(dim=1)
-    empty = there.sum(dim=1) == 0
-    starts, ends = starts.masked_fill(empty, 0), ends.masked_fill(empty, 0)
-    if not torch.equal(ends - starts, there.sum(dim=1)):
-        raise Error("attention_mask: an entry has padding between its tokens, expected it on the left or on the right")
-    return {"key_starts": starts.to(torch.int32), "key_lengths": ends.to(torch.int32)}
-
-
-def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=None, attention_mask=None, local_size=None,
-         allow_is_causal_skip=True, allow_is_bidirectional_skip=False, **_):
-    """The mask function of transformers' interface: the padding mask alone, `[B, M]`; what is causal or a window the attention
-    function hears from the layer. Raises where there is more to a mask than that."""
-    plain = allow_is_causal_skip or allow_is_bidirectional_skip
-    if plain and local_size is not None and kv_length > local_size and mask_function is not None:
-        # In a window query c sees key 1 of c keys; in chunks of c it is the first that does not.
-        zero, first = torch.tensor(0), torch.tensor(1)
-        plain = bool(mask_function(zero, zero, torch.tensor(local_size), first))
-    if not plain:
+def _bounds(mask, keys):
+    """First keys, ends, and how far queries see to the left and right."""
+    marked = mask.dim() == 2 and mask.shape[1] == 6 and mask.dtype == torch.int64 and bool((mask[:, :1] >= _MARK).all())
+    if not marked:
+        raise Error(f"attention_mask: {list(mask.shape)} of {mask.dtype}; attention '{NAME}' takes padding masks [B, M], and models "
+                    "that hand over what transformers' mask functions return")
+    if mask.shape[0] == 0:
+        return mask[:, 1], mask[:, 2], None, None
+    mark, _, _, left, right, length = mask[0].tolist()
+    if mark == _OTHER or length != keys:
         raise Error(
             f"attention_mask: attention '{NAME}' knows causal, bidirectional and sliding-window masks with padding; this one is "
             "another (packed sequences, chunks, a mask of the model's own, a cache of fixed size)"
         )
-    if attention_mask is None:
-        return None
-    attention_mask = attention_mask[:, -kv_length:]
-    return None if attention_mask.shape[1] == kv_length and attention_mask.all() else attention_mask
+    return mask[:, 1], mask[:, 2], *(None if reach < 0 else reach for reach in (left, right))
+
+
+@torch.compiler.disable
+def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=None, attention_mask=None, local_size=None,
+         allow_is_causal_skip=True, allow_is_bidirectional_skip=False, **_):
+    """The mask function of transformers' interface: intervals of keys instead of a matrix. A mask that is more than that is marked,
+    and refused where a layer uses it."""
+    # What the function says of queries and keys a few places from the first.
+    def sees(query, key):
+        return mask_function is None or bool(mask_function(*(torch.tensor(n) for n in (0, 0, query, key))))
+
+    left, right = -1, -1 if sees(0, 1) else 0
+    # Masks with anything added, and packed sequences, are the ones that may not be skipped; a causal one is aligned to the right.
+    plain = (allow_is_causal_skip or allow_is_bidirectional_skip) and sees(0, 0)
+    plain &= right < 0 or int(q_offset) + q_length == int(kv_offset) + kv_length
+    if plain and local_size is not None and kv_length > local_size:
+        # Whether a distance of local_size is within, which bidirectional windows say, or not; chunks end elsewhere.
+        left = next((n for n in (local_size, local_size - 1) if n >= 0 and sees(n, 0)), -1)
+        right = right if right == 0 else next((n for n in (local_size, local_size - 1) if n >= 0 and sees(0, n)), -1)
+        plain = left >= 0 and sees(left + 1, 1) and not sees(left + 1, 0)
+    starts, ends = torch.zeros(batch_size, dtype=torch.int64), torch.full((batch_size,), kv_length)
+    if attention_mask is not None:
+        there = attention_mask[:, -kv_length:] if kv_length else attention_mask[:, :0]
+        if there.shape[1] == kv_length > 0:
+            starts, ends = _intervals(there.cpu())
+        else:
+            plain &= kv_length == 0
+    mark = torch.full((batch_size,), _MARK if plain else _OTHER)
+    both = [torch.full((batch_size,), n) for n in (left, right)]
+    return torch.stack([mark, starts, ends, *both, torch.full((batch_size,), kv_length)], dim=1)
+
+
+def _intervals(there):
+    """First keys and ends of what a padding mask `[B, M]` leaves."""
+    there = there.to(torch.int64)
+    starts, ends = there.argmax(dim=1), there.shape[1] - there.flip(1).argmax(dim=1)
+    empty = there.sum(dim=1) == 0
+    starts, ends = starts.masked_fill(empty, 0), ends.masked_fill(empty, 0)
+    if not torch.equal(ends - starts, (there != 0).sum(dim=1)):
+        raise Error("attention_mask: an entry has padding between its tokens, expected it on the left or on the right")
+    return starts, ends
 
 
 AttentionInterface.register(NAME, attention)

@@ -1,5 +1,6 @@
 """The function and the module against the equations written down in torch, in float64, with autograd."""
 
+import os
 import threading
 
 import pytest
@@ -204,6 +205,86 @@ def test_the_module_is_the_published_initialisation():
     torch.testing.assert_close(inducer(**arguments, causal=True).double(), want, rtol=0, atol=1e-2)
 
 
+def test_nothing_at_all_has_gradients_too():
+    for shape in ((0, H, N, D), (B, H, 0, D)):
+        q = torch.randn(shape).requires_grad_()
+        inducer_attention(q, q, q, key="query").sum().backward()
+        assert q.grad.shape == q.shape
+    # No key at all: every row is empty.
+    q, k = torch.randn(B, H, N, D).requires_grad_(), torch.randn(B, HKV, 0, D)
+    assert not inducer_attention(q, k, k).any()
+
+
+def test_strides_of_any_kind():
+    k = torch.randn(1, 8, 1).transpose(1, 2).unsqueeze(1).expand(1, 1, 5, 8).requires_grad_()
+    q = torch.randn(1, 4, 8, 6).transpose(2, 3).requires_grad_()
+    o = inducer_attention(q, k, k)
+    o.sum().backward()
+    want = equations(q.expand(1, 4, 6, 8), k.expand(1, 1, 5, 8).repeat(1, HKV, 1, 1), k.repeat(1, HKV, 1, 1))[0]
+    torch.testing.assert_close(o.double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_lists_of_other_integers_and_lists_that_change():
+    arguments = qkv()
+    lengths = torch.tensor([11, 8])
+    want = inducer_attention(**arguments, key_lengths=lengths.to(torch.int32))
+    assert torch.equal(inducer_attention(**arguments, key_lengths=lengths), want)
+    assert torch.equal(inducer_attention(**arguments, key_lengths=[11, 8]), want)
+    lengths = lengths.to(torch.int32)
+    o = inducer_attention(**arguments, key_lengths=lengths)
+    lengths.fill_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        o.sum().backward()
+
+
+def test_autocast():
+    arguments = qkv() | {"key": "residual", "value": "residual", "key_adapter": adapter(10), "value_adapter": adapter(20)}
+    arguments["v"] = arguments["v"].detach().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        o = inducer_attention(**arguments)
+    assert o.dtype == torch.bfloat16
+    o.float().sum().backward()
+    assert arguments["q"].grad.dtype == torch.float32
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_hears_of_it():
+    q = torch.randn(2, 4, 512, 64)
+    inducer_attention(q, q, q)
+    child = os.fork()
+    if child == 0:
+        try:
+            inducer_attention(q, q, q)
+        except Error as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_ranks():
+    for rank in (0, 65, -1, 2.0, None):
+        with pytest.raises(Error, match="rank: .*, expected 1 to 64"):
+            Inducer(H, D, rank)
+    with pytest.raises(Error, match="key_rank: 0"):
+        Inducer(H, D, key_rank=0)
+    assert "heads=4, head_dim=8, rank=64" in repr(Inducer(H, D, 64))
+
+
+def test_torchs_defaults_do_not_matter():
+    arguments = qkv() | {"key": "residual", "value": "residual", "key_adapter": adapter(10), "value_adapter": adapter(20)}
+    want = inducer_attention(**arguments).sum()
+    gradients = torch.autograd.grad(want, leaves(arguments))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Inducer(H, D).key.up_bias.dtype == torch.float32
+        got = inducer_attention(**arguments).sum()
+        assert torch.equal(got, want)
+        for a, b in zip(torch.autograd.grad(got, leaves(arguments)), gradients):
+            assert torch.equal(a, b)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_calls_from_several_threads():
     arguments = qkv() | {"key": "query"}
     want, failures = inducer_attention(**arguments), []
@@ -233,7 +314,10 @@ def test_calls_from_several_threads():
     ({"dropout_p": 1.0}, "dropout.p: 1, expected 0 <= p < 1"),
     ({"window": (-1, None)}, "window_left: -1, expected 0 or more"),
     ({"softcap": -1.0}, "softcap: -1, expected"),
-    ({"key_lengths": torch.tensor([1.5, 2.0])}, "key_lengths: DLPack's type code 2"),
+    ({"key_lengths": torch.tensor([1.5, 2.0])}, "key_lengths: torch.float32, expected torch.int32"),
+    ({"window": 3}, "window: 3, expected a pair"),
+    ({"alibi_slopes": torch.ones(H, requires_grad=True)}, "alibi_slopes: requires a gradient"),
+    ({"key": "residual", "key_adapter": 7}, "key_adapter: int, expected an Adapter"),
     ({"positions": torch.zeros(B, N, dtype=torch.int32)}, "positions: given, but key is IA_KEY_NONE"),
 ])
 def test_mistakes_are_named(change, message):

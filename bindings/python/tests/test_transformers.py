@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-import transformers
-from transformers import (BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
-                          MistralConfig, MistralForCausalLM)
+from transformers import (BartConfig, BartForCausalLM, BartForConditionalGeneration, BertConfig, BertForMaskedLM, FalconConfig,
+                          FalconForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, GptOssConfig,
+                          GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, ModernBertConfig,
+                          ModernBertForMaskedLM, PhimoeConfig, PhimoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, StaticCache)
 
 from inducer_attention import Error
 from inducer_attention.transformers import NAME, attach, detach, inducers, load, save
@@ -37,7 +38,37 @@ def bert():
                                       attention_probs_dropout_prob=0.0, initializer_range=0.2))
 
 
-MODELS = [gpt2, llama, mistral, bert]
+def phimoe():
+    # Its window is in the mask alone.
+    return decoder(PhimoeConfig, PhimoeForCausalLM, sliding_window=5, num_local_experts=2, router_jitter_noise=0.0,
+                   input_jitter_noise=0.0)
+
+
+def modernbert():
+    # Windows to both sides.
+    return ModernBertForMaskedLM(ModernBertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        local_attention=6, global_attn_every_n_layers=2, max_position_embeddings=64, pad_token_id=0, initializer_range=0.2))
+
+
+def neox():
+    return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,
+                                            num_attention_heads=4, max_position_embeddings=64, initializer_range=0.2))
+
+
+def qwen2_moe():
+    # Its configuration has a window of 0 for layers that there are none of.
+    return decoder(Qwen2MoeConfig, Qwen2MoeForCausalLM, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+                   num_experts=4, num_experts_per_tok=2)
+
+
+def bart(model=BartForCausalLM):
+    return model(BartConfig(vocab_size=VOCABULARY, d_model=WIDTH, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+                            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+                            dropout=0.0, init_std=0.2))
+
+
+MODELS = [gpt2, llama, mistral, bert, phimoe, modernbert, neox, qwen2_moe, bart]
 
 
 @pytest.fixture(params=MODELS, ids=lambda make: make.__name__)
@@ -119,6 +150,8 @@ def test_some_layers(tokens):
     model = gpt2()
     attach(model, rank=4, layers=[1])
     assert list(inducers(model)) == ["transformer/h/1/attn"]
+    with pytest.raises(Error, match=r"layers: \[0, 99\], expected numbers from 0 to 1"):
+        attach(gpt2(), layers=[0, 99])
 
 
 def test_dropout_in_training(tokens):
@@ -148,7 +181,7 @@ def test_mistakes(tokens, tmp_path):
         load(gpt2(), tmp_path / "four.safetensors")
     with pytest.raises(Error, match="layers"):
         attach(gpt2(), layers=[7])
-    with pytest.raises(Error, match="no self-attention"):
+    with pytest.raises(Error, match="no layer of Linear is recognised"):
         attach(torch.nn.Linear(2, 2))
     holes = torch.ones(3, 17, dtype=torch.long)
     holes[1, 5] = 0
@@ -161,5 +194,84 @@ def test_mistakes(tokens, tmp_path):
         model(tokens, position_ids=positions, use_cache=False)
 
 
-def test_transformers_is_as_new_as_the_package_asks():
-    assert tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 20)
+def test_models_that_cannot_be_tuned_are_left_as_they_are():
+    sinks = decoder(GptOssConfig, GptOssForCausalLM, num_local_experts=2, head_dim=8)
+    falcon = FalconForCausalLM(FalconConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4))
+    for model, message in ((falcon, "does not take its attention from"), (sinks, "attention sinks of its own")):
+        implementation = model.config._attn_implementation
+        with pytest.raises(Error, match=message):
+            attach(model)
+        assert all(p.requires_grad for p in model.parameters())
+        assert not any(".inducer." in name for name, _ in model.named_parameters())
+        assert model.config._attn_implementation == implementation
+    for rank in (0, 65):
+        with pytest.raises(Error, match=f"rank: {rank}, expected 1 to 64"):
+            attach(falcon, rank)
+
+
+def test_cross_attention_is_not_self_attention(tokens):
+    model = bart(BartForConditionalGeneration)
+    names = list(inducers_of(model))
+    assert len(names) == 4 and all(name.endswith("self_attn") for name in names)
+    model(tokens, labels=tokens).loss.backward()
+    assert all(p.grad is not None for p in inducers(model).parameters())
+
+
+def inducers_of(model):
+    return attach(model, rank=2)
+
+
+def test_detach_gives_back_what_there_was(tokens):
+    model = gpt2()
+    model.set_attn_implementation("eager")
+    model.transformer.wte.weight.requires_grad_(False)
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    attach(model)
+    detach(model)
+    assert model.config._attn_implementation == "eager"
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == trained
+    with pytest.raises(Error, match="it has no inducers"):
+        detach(model)
+
+
+def test_a_cache_of_fixed_size_is_refused(tokens):
+    model = llama().eval()
+    attach(model)
+    with pytest.raises(Error, match="a cache of fixed size"):
+        model(tokens, past_key_values=StaticCache(config=model.config, max_cache_len=32))
+
+
+@pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
+def test_adaptive_length_counts_from_the_first_token(make, tokens, tmp_path):
+    torch.manual_seed(0)
+    model = make().eval()
+    trained = attach(model, rank=4, adaptive_length=True)
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.normal_(std=0.3)
+        mask = padding("left")
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        padded = model(tokens, attention_mask=mask, position_ids=positions).logits
+        alone = model(tokens[2:, 9:]).logits
+    torch.testing.assert_close(padded[2:, 9:], alone, rtol=1e-4, atol=1e-5)
+    save(model, tmp_path / "adapter.safetensors")
+    other = make()
+    attach(other, rank=4)
+    with pytest.raises(Error, match="adaptive_length is true, expected false"):
+        load(other, tmp_path / "adapter.safetensors")
+
+
+def test_autocast_and_a_head_that_is_trained_too(tokens):
+    model = llama()
+    trained = attach(model, rank=2)
+    model.lm_head.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens, labels=tokens).loss.backward()
+    assert all(p.grad is not None for p in (*trained.parameters(), model.lm_head.weight))
+
+
+def test_a_compiled_model_saves_under_its_own_names(tokens, tmp_path):
+    model = gpt2()
+    attach(model, rank=2)
+    save(torch.compile(model), tmp_path / "adapter.safetensors")
+    load(model, tmp_path / "adapter.safetensors")
