@@ -574,6 +574,31 @@ impl<'a> Problem<'a> {
         (position as f64).sqrt() as f32
     }
 
+    /// Every list of numbers with its name, for overlap checks: Rust's borrows exclude overlaps, callers from C do not.
+    pub(crate) fn for_each_list(&self, mut f: impl FnMut(&'static str, Layout<'_>)) {
+        let mut integers = |argument, list: Option<&[i32]>| {
+            if let Some(list) = list {
+                f(argument, Layout::of_list(list, &[list.len()]));
+            }
+        };
+        match self.attention.lengths {
+            Lengths::Full => {}
+            Lengths::Padded { query_lengths, key_lengths, key_starts } => {
+                integers("query_lengths", query_lengths);
+                integers("key_lengths", key_lengths);
+                integers("key_starts", key_starts);
+            }
+            Lengths::Packed { cu_seqlens_q, cu_seqlens_k } => {
+                integers("cu_seqlens_q", Some(cu_seqlens_q));
+                integers("cu_seqlens_k", Some(cu_seqlens_k));
+            }
+        }
+        integers("positions", self.attention.inducer.and_then(|inducer| inducer.positions));
+        if let Some(slopes) = self.attention.alibi_slopes {
+            f("alibi_slopes", Layout::of_list(slopes, &[slopes.len()]));
+        }
+    }
+
     /// Every input tensor with its name, for overlap checks.
     pub(crate) fn for_each_input(&self, mut f: impl FnMut(&'static str, Layout<'_>)) {
         let a = &self.attention;

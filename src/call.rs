@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::inducer::{
     AdapterGradients, KeyGradients, PrefixGradients, ValueGradients, VirtualKey, VirtualValue,
 };
-use crate::tensor::{DType, Layout, TensorMut, TensorRef};
+use crate::tensor::{DType, Layout, Memory, TensorMut, TensorRef};
 
 /// Where the forward's results go. They are overwritten; rows outside all sequences become 0 (lse −∞).
 ///
@@ -381,11 +381,15 @@ impl<'t> OutputCheck<'t> {
         }
         for (i, (argument, output)) in self.outputs.iter().enumerate() {
             let mut overlap = None;
-            self.problem.for_each_input(|other, input| {
+            let mut meets = |other, input: Layout<'_>| {
                 if !output.disjoint(&input) {
                     overlap = overlap.or(Some(other));
                 }
-            });
+            };
+            self.problem.for_each_input(&mut meets);
+            if self.problem.memory() == Memory::Host {
+                self.problem.for_each_list(&mut meets);
+            }
             let rest = self.inputs.iter().chain(&self.outputs[..i]);
             let overlap = overlap
                 .or_else(|| rest.into_iter().find(|(_, t)| !output.disjoint(t)).map(|(other, _)| *other));

@@ -315,6 +315,12 @@ pub enum Error {
         /// What the driver says.
         message: String,
     },
+    /// The workspace could not be made as large as asked.
+    #[error("workspace: no memory for {bytes} bytes")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// The workspace holds fewer bytes than the call needs.
     #[error("workspace: {got} bytes, expected at least {needed}")]
     WorkspaceTooSmall {

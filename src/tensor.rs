@@ -660,7 +660,12 @@ pub(crate) struct Layout<'a> {
     strides: &'a [usize],
 }
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
+    /// Of a list in host memory, whose length is also its shape.
+    pub(crate) fn of_list<T>(list: &[T], shape: &'a [usize; 1]) -> Self {
+        Self { memory: Memory::Host, start: list.as_ptr().addr(), size: size_of::<T>(), shape, strides: &[1] }
+    }
+
     /// Bytes from the first element to past the last.
     fn bytes(&self) -> usize {
         extent(self.shape, self.strides).unwrap_or(usize::MAX / 8) * self.size

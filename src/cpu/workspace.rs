@@ -3,6 +3,8 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
+use crate::error::{Error, Result};
+
 /// Alignment of the workspace and of every piece carved from it: a cache line, and the widest vector.
 const ALIGN: usize = 64;
 
@@ -45,29 +47,39 @@ impl Workspace {
     /// # Panics
     /// If `bytes` exceeds the address type, as a vector of that size would.
     pub fn reserve(&mut self, bytes: usize) {
-        if bytes <= self.bytes {
-            return;
+        if self.try_reserve(bytes).is_err() {
+            handle_alloc_error(Self::layout(bytes).expect("the workspace exceeds the address type"));
         }
-        let layout = Self::layout(bytes);
+    }
+
+    /// As [`reserve`](Self::reserve), for callers that can do without.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is not so much memory; the workspace is as it was.
+    pub fn try_reserve(&mut self, bytes: usize) -> Result<()> {
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let layout = Self::layout(bytes).ok_or(Error::OutOfMemory { bytes })?;
         // SAFETY: the layout's size is not 0, as bytes > self.bytes >= 0.
-        let new = unsafe { alloc(layout) };
-        let Some(new) = NonNull::new(new) else { handle_alloc_error(layout) };
+        let new = NonNull::new(unsafe { alloc(layout) }).ok_or(Error::OutOfMemory { bytes })?;
         self.free();
         (self.ptr, self.bytes) = (new, bytes);
+        Ok(())
     }
 
     pub(super) fn carver(&mut self) -> Carver {
         Carver { base: self.ptr.as_ptr(), used: 0 }
     }
 
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, ALIGN).expect("the workspace exceeds the address type")
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, ALIGN).ok()
     }
 
     fn free(&mut self) {
-        if self.bytes > 0 {
-            // SAFETY: allocated by `reserve` with this very layout.
-            unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.bytes)) };
+        if let Some(layout) = Self::layout(self.bytes).filter(|layout| layout.size() > 0) {
+            // SAFETY: allocated by `try_reserve` with this very layout.
+            unsafe { dealloc(self.ptr.as_ptr(), layout) };
         }
     }
 }

@@ -3,14 +3,23 @@
  *
  * Link libinducer_attention_c (shared or static). Tensors are DLPack's DLTensor, which every framework can make of its own; they
  * are borrowed for the call. The equations and conventions are on the front page of the Rust crate's documentation; names and
- * shapes here are those of that page: Q is [B, Hq, N, d], K and V are [B, Hkv, M, d].
+ * shapes here are those of that page: Q is [B, Hq, N, d], K and V are [B, Hkv, M, d], Hq a multiple of Hkv, d 1 to 256, ranks 1 to 64.
+ *
+ *   - Query i stands at key position i + M - N: causal masks are aligned to the bottom right, and windows count from there. Where
+ *     query_lengths are given it is i + key_length - query_length; packed sequences use their own lengths.
+ *   - lse is the natural logarithm over real keys and prefix, without the virtual token.
+ *   - Rows that see no key have lse = -inf and a virtual token of weight 1; rows that do not exist are 0 (lse -inf).
+ *   - Strides are any, 0 included in what is read; the last dimension of Q, K, V, O, U, attn, prefix and adapters, and of gradients of
+ *     Q's dtype, is contiguous. What is written shares no element with itself, with anything else that is written, or with anything
+ *     that is read, lists included.
  *
  *     ia_attention a = {.struct_size = sizeof a, .q = &q, .k = &k, .v = &v, .options = IA_CAUSAL};
  *     ia_outputs out = {.struct_size = sizeof out, .o = &o, .lse = &lse};
  *     if (ia_forward(&a, &out, NULL) != IA_OK) fprintf(stderr, "%s\n", ia_last_error());
  *
  * Structs that are zero but for struct_size and what is named describe plain full attention; pointers that are null are things
- * that are not there. Every function may be called from any thread, and none unwinds into its caller.
+ * that are not there. Every function may be called from any thread, and none unwinds into its caller. A process that is forked after the
+ * first call has none of the library's threads: its calls return IA_INVALID.
  */
 #ifndef INDUCER_ATTENTION_H
 #define INDUCER_ATTENTION_H
@@ -22,9 +31,8 @@
 extern "C" {
 #endif
 
-/* DLPack's own header, if there is one, must come first. */
+/* DLPack's own header, where it is used as well, must come first. */
 #ifndef DLPACK_DLPACK_H_
-#define DLPACK_DLPACK_H_
 typedef struct { int32_t device_type; int32_t device_id; } DLDevice;
 typedef struct { uint8_t code; uint8_t bits; uint16_t lanes; } DLDataType;
 typedef struct {
@@ -33,7 +41,7 @@ typedef struct {
   int32_t ndim;
   DLDataType dtype;    /* {kDLFloat = 2, 32 or 16, 1}, {kDLBfloat = 4, 16, 1}; lists {kDLInt = 0, 32, 1} */
   int64_t *shape;
-  int64_t *strides;    /* in elements; null for row-major */
+  int64_t *strides;    /* in elements, none below 0; null for row-major */
   uint64_t byte_offset;
 } DLTensor;
 #endif
@@ -88,27 +96,27 @@ typedef struct {
   const DLTensor *up_bias;     /* b, [Hq, d]; null for the extended value */
 } ia_adapter;
 
-/* An attention problem. Q, K, V and prefix are of one dtype; adapters and logits of that or f32. */
+/* An attention problem. Q, K, V and prefix are of one dtype; each adapter's tensors and the logit are of that or f32. */
 typedef struct {
   size_t struct_size;            /* sizeof(ia_attention) */
   const DLTensor *q;             /* [B, Hq, N, d]; any strides, the last 1 */
   const DLTensor *k;             /* [B, Hkv, M, d] */
   const DLTensor *v;             /* [B, Hkv, M, d] */
   const DLTensor *prefix_k;      /* [Hkv, L, d]: tokens before K that every query sees */
-  const DLTensor *prefix_v;      /* [Hkv, L, d] */
+  const DLTensor *prefix_v;      /* [Hkv, L, d]; both or neither */
 
   const DLTensor *query_lengths; /* i32 [B]: rows that exist */
   const DLTensor *key_lengths;   /* i32 [B]: keys that exist, from the left */
   const DLTensor *key_starts;    /* i32 [B]: the first key that exists */
-  const DLTensor *cu_seqlens_q;  /* i32 [sequences + 1]: packed sequences, B = 1; instead of the three above */
+  const DLTensor *cu_seqlens_q;  /* i32 [sequences + 1]: packed sequences: Q is [1, Hq, total, d]; instead of the three above */
   const DLTensor *cu_seqlens_k;  /* i32 [sequences + 1] */
-  const DLTensor *alibi_slopes;  /* f32 [Hq] or [B, Hq], contiguous */
+  const DLTensor *alibi_slopes;  /* f32 [Hq] or [B, Hq], contiguous; B counts sequences */
 
-  uint32_t options;              /* IA_CAUSAL | ... */
+  uint32_t options;              /* IA_CAUSAL | ...; causal is the same as a window_right of 0, and stronger than any other */
   float softmax_scale;           /* IA_SOFTMAX_SCALE; otherwise 1/sqrt(d) */
   int64_t window_left;           /* IA_WINDOW_LEFT: keys seen to the left of a query's position, besides that */
   int64_t window_right;          /* IA_WINDOW_RIGHT */
-  float softcap;                 /* IA_SOFTCAP */
+  float softcap;                 /* IA_SOFTCAP: over 0 */
   float dropout_p;               /* IA_DROPOUT: 0 <= p < 1 */
   uint64_t dropout_seed;         /* IA_DROPOUT */
 
@@ -119,7 +127,7 @@ typedef struct {
   ia_adapter key_adapter;        /* IA_KEY_RESIDUAL */
   ia_adapter value_adapter;      /* all values but IA_VALUE_ZERO */
   const DLTensor *logit;         /* IA_KEY_LOGIT_... */
-  const DLTensor *positions;     /* i32 [B, N], contiguous: override those of IA_ADAPTIVE_LENGTH */
+  const DLTensor *positions;     /* i32 [B, N], contiguous, 0 or more: override those of IA_ADAPTIVE_LENGTH, which count from 1 */
 } ia_attention;
 
 /* Where the forward's results go. They share memory with nothing else. */
@@ -131,7 +139,8 @@ typedef struct {
   const DLTensor *attn; /* [B, Hq, N, d]; may be null: what the backward may take instead of O */
 } ia_outputs;
 
-/* What the backward reads besides the problem, and where its results go. They are overwritten, not added to. */
+/* What the backward reads besides the problem, and where its results go. They are overwritten, not added to, and share memory with
+ * nothing else. */
 typedef struct {
   size_t struct_size;          /* sizeof(ia_gradients) */
   const DLTensor *o;           /* the forward's O; or null, and */
@@ -143,7 +152,7 @@ typedef struct {
   const DLTensor *d_q;         /* [B, Hq, N, d], of Q's dtype */
   const DLTensor *d_k;         /* [B, Hkv, M, d] */
   const DLTensor *d_v;         /* [B, Hkv, M, d] */
-  const DLTensor *d_prefix_k;  /* f32 [Hkv, L, d]; these and the rest may be null: not wanted */
+  const DLTensor *d_prefix_k;  /* f32 [Hkv, L, d]; both or neither. These and the rest may be null: not wanted */
   const DLTensor *d_prefix_v;  /* f32 [Hkv, L, d] */
   ia_adapter d_key_adapter;    /* f32, of the adapter's shapes; all of an adapter's or none */
   ia_adapter d_value_adapter;

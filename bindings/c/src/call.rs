@@ -315,9 +315,15 @@ impl AttentionCall {
                 attention.prefix = Some(Prefix { k, v });
             }
             attention.lengths = self.lengths()?;
-            attention.alibi_slopes =
-                Named::optional("alibi_slopes", self.alibi_slopes).map(|t| t.floats()).transpose()?;
-            attention.inducer = self.inducer()?;
+            let [batch, heads, rows, _] = attention.q.shape();
+            let sequences = match attention.lengths {
+                Lengths::Packed { cu_seqlens_q, .. } => cu_seqlens_q.len().saturating_sub(1),
+                _ => batch,
+            };
+            attention.alibi_slopes = Named::optional("alibi_slopes", self.alibi_slopes)
+                .map(|t| t.floats_of([sequences, heads]))
+                .transpose()?;
+            attention.inducer = self.inducer([batch, rows])?;
         }
         Ok(attention.validate()?)
     }
@@ -351,7 +357,17 @@ impl AttentionCall {
         Ok(Lengths::Padded { query_lengths, key_lengths, key_starts })
     }
 
-    unsafe fn inducer<'a>(&self) -> Result<Option<Inducer<'a>>> {
+    unsafe fn inducer<'a>(&self, batch_and_rows: [usize; 2]) -> Result<Option<Inducer<'a>>> {
+        if self.key > 4 {
+            return Err(Error::Number { argument: "key", got: self.key, expected: "IA_KEY_..., 0 to 4" });
+        }
+        if self.value > 3 {
+            return Err(Error::Number {
+                argument: "value",
+                got: self.value,
+                expected: "IA_VALUE_..., 0 to 3",
+            });
+        }
         let (residual, logit) = (self.key == 2, self.key == 3 || self.key == 4);
         let not = |wanted: bool, there: bool| !wanted && there;
         expect_absent(
@@ -368,11 +384,13 @@ impl AttentionCall {
         )?;
         let adaptive_length = self.given(option::ADAPTIVE_LENGTH);
         // SAFETY: the caller's promise, here and below.
-        let positions = unsafe { integers("positions", self.positions)? };
+        let positions = unsafe {
+            Named::optional("positions", self.positions).map(|t| t.integers_of(batch_and_rows)).transpose()?
+        };
         if self.key == 0 {
             let extras = [
                 ("value", self.value != 0),
-                ("options", adaptive_length),
+                ("IA_ADAPTIVE_LENGTH", adaptive_length),
                 ("positions", positions.is_some()),
             ];
             expect_absent(&extras, "key is IA_KEY_NONE: there is no virtual token")?;
@@ -386,8 +404,7 @@ impl AttentionCall {
                 1 => VirtualKey::Query,
                 2 => VirtualKey::Residual(self.key_adapter.adapter(&KEY, key_activation)?),
                 3 => VirtualKey::LogitPerHead(read("logit", self.logit)?),
-                4 => VirtualKey::LogitPerToken(read("logit", self.logit)?),
-                got => return Err(Error::Number { argument: "key", got, expected: "IA_KEY_..., 0 to 4" }),
+                _ => VirtualKey::LogitPerToken(read("logit", self.logit)?),
             };
             let adapter = || self.value_adapter.adapter(&VALUE, value_activation);
             let value = match self.value {

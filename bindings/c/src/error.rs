@@ -33,16 +33,24 @@ pub(crate) enum Error {
     Misaligned { argument: &'static str, address: usize, size: usize },
     #[error("{argument}: expected a contiguous list")]
     Strided { argument: &'static str },
+    #[error("{argument}: shape {got:?} is more than memory can hold")]
+    TooLong { argument: &'static str, got: Vec<usize> },
+    #[error("{argument}: shape {got:?}, expected {expected:?}")]
+    Shape { argument: &'static str, got: [usize; 2], expected: [usize; 2] },
     #[error("{argument}: given, but {reason}")]
     Unexpected { argument: &'static str, reason: &'static str },
     #[error("{argument}: {error}")]
     Tensor { argument: &'static str, error: inducer_attention::Error },
-    #[error(transparent)]
+    #[error("{}", in_c(.0))]
     Call(#[from] inducer_attention::Error),
+    #[error(
+        "this process was forked after the first call, and has none of its threads; start processes anew instead"
+    )]
+    Forked,
     #[error("threads: {got}, expected 1 to {expected}")]
     Threads { got: usize, expected: usize },
     #[error("threads: {0}")]
-    Pool(#[from] rayon::ThreadPoolBuildError),
+    Pool(String),
 }
 
 /// What functions return: `ia_status` of the header.
@@ -67,12 +75,36 @@ fn keep(message: String) {
         let end = e.nul_position();
         CString::new(&e.into_vec()[..end]).unwrap_or_default()
     });
-    LAST.set(text);
+    // While a thread ends there is no place for it any more.
+    _ = LAST.try_with(|last| *last.borrow_mut() = text);
+}
+
+/// A message with the header's names for what the crate names otherwise.
+fn in_c(error: &inducer_attention::Error) -> String {
+    const NAMES: [(&str, &str); 13] = [
+        ("key.logit", "logit"),
+        ("key.", "key_adapter."),
+        ("value.", "value_adapter."),
+        ("prefix.k", "prefix_k"),
+        ("prefix.v", "prefix_v"),
+        ("dropout.p", "dropout_p"),
+        ("saved.output", "o or attn"),
+        ("saved.lse", "lse"),
+        ("d_key.logit", "d_logit"),
+        ("d_key.", "d_key_adapter."),
+        ("d_value.", "d_value_adapter."),
+        ("d_prefix.k", "d_prefix_k"),
+        ("d_prefix.v", "d_prefix_v"),
+    ];
+    let message = error.to_string();
+    let renamed =
+        NAMES.iter().find_map(|(rust, c)| message.strip_prefix(rust).map(|rest| format!("{c}{rest}")));
+    renamed.unwrap_or(message)
 }
 
 /// The message of this thread's last error.
 pub(crate) fn last() -> *const c_char {
-    LAST.with_borrow(|text| CStr::as_ptr(text))
+    LAST.try_with(|last| CStr::as_ptr(&last.borrow())).unwrap_or(c"".as_ptr())
 }
 
 /// Runs `f`; an error or panic becomes a status and a message.

@@ -10,10 +10,11 @@ mod error;
 pub mod tensor;
 
 use std::ffi::{CString, c_char};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use inducer_attention::Problem;
 use inducer_attention::cpu::{Engine, Workspace};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use call::{AttentionCall, GradientTensors, OutputTensors, checked};
 pub use error::Status;
@@ -54,8 +55,39 @@ pub extern "C" fn ia_set_threads(threads: usize) -> Status {
         if !(1..=MAX_THREADS).contains(&threads) {
             return Err(Error::Threads { got: threads, expected: MAX_THREADS });
         }
-        Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?)
+        let mut first = false;
+        let pool = POOL.get_or_init(|| {
+            first = true;
+            Pool::start(threads)
+        });
+        pool.as_ref().map_err(|reason| Error::Pool(reason.clone()))?;
+        if first { Ok(()) } else { Err(Error::Pool("already set, or started by a call".into())) }
     })
+}
+
+/// The threads that calls work on, and the process that started them.
+struct Pool {
+    threads: ThreadPool,
+    process: u32,
+}
+
+static POOL: OnceLock<std::result::Result<Pool, String>> = OnceLock::new();
+
+impl Pool {
+    /// With 0 threads, as many as there are processors.
+    fn start(threads: usize) -> std::result::Result<Self, String> {
+        let threads = ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| e.to_string())?;
+        Ok(Self { threads, process: std::process::id() })
+    }
+}
+
+/// Runs `f` on the pool.
+fn on_pool<R: Send>(f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    let pool = POOL.get_or_init(|| Pool::start(0)).as_ref().map_err(|reason| Error::Pool(reason.clone()))?;
+    if pool.process != std::process::id() {
+        return Err(Error::Forked);
+    }
+    pool.threads.install(f)
 }
 
 /// `ia_workspace_new`.
@@ -100,7 +132,7 @@ pub unsafe extern "C" fn ia_backward_workspace(attention: *const AttentionCall, 
 unsafe fn measure(
     attention: *const AttentionCall,
     bytes: *mut usize,
-    size: impl FnOnce(&Engine, &Problem<'_>) -> usize,
+    size: impl FnOnce(&Engine, &Problem<'_>) -> usize + Send,
 ) -> Status {
     guard(|| {
         // SAFETY: the caller's promise.
@@ -109,7 +141,7 @@ unsafe fn measure(
             return Err(Error::Null { argument: "bytes" });
         }
         // SAFETY: the caller's promise; not null.
-        unsafe { bytes.write(size(&Engine::detect(), &problem)) };
+        unsafe { bytes.write(on_pool(|| Ok(size(&Engine::detect(), &problem)))?) };
         Ok(())
     })
 }
@@ -129,14 +161,15 @@ pub unsafe extern "C" fn ia_forward(
     guard(|| {
         // SAFETY: the caller's promise.
         let (problem, outputs) = unsafe { (checked(attention)?.problem()?, checked(outputs)?.outputs()?) };
-        let engine = Engine::detect();
         let call = problem.forward(outputs)?;
         // SAFETY: as above.
-        unsafe {
+        let workspace = unsafe { workspace.as_mut() };
+        on_pool(|| {
+            let engine = Engine::detect();
             with(workspace, engine.forward_workspace(&problem), |workspace| {
                 Ok(engine.forward(call, workspace)?)
             })
-        }
+        })
     })
 }
 
@@ -155,29 +188,26 @@ pub unsafe extern "C" fn ia_backward(
         let problem = unsafe { checked(attention)?.problem()? };
         // SAFETY: as above.
         let (saved, upstream, gradients) = unsafe { checked(gradients)?.parts(&problem)? };
-        let engine = Engine::detect();
         let call = problem.backward(saved, upstream, gradients)?;
         // SAFETY: as above.
-        unsafe {
+        let workspace = unsafe { workspace.as_mut() };
+        on_pool(|| {
+            let engine = Engine::detect();
             with(workspace, engine.backward_workspace(&problem), |workspace| {
                 Ok(engine.backward(call, workspace)?)
             })
-        }
+        })
     })
 }
 
 /// Runs `f` with the caller's workspace, grown to at least `bytes` bytes, or with one of its own.
-unsafe fn with(
-    workspace: *mut Workspace,
+fn with(
+    workspace: Option<&mut Workspace>,
     bytes: usize,
     f: impl FnOnce(&mut Workspace) -> Result<()>,
 ) -> Result<()> {
-    // SAFETY: the caller's promise.
-    match unsafe { workspace.as_mut() } {
-        Some(workspace) => {
-            workspace.reserve(bytes);
-            f(workspace)
-        }
-        None => f(&mut Workspace::with_bytes(bytes)),
-    }
+    let mut own = Workspace::new();
+    let workspace = workspace.unwrap_or(&mut own);
+    workspace.try_reserve(bytes)?;
+    f(workspace)
 }

@@ -113,33 +113,30 @@ impl<'a> Named<'a> {
         if t.shape.is_null() {
             return Err(Error::Null { argument });
         }
-        let read = |list: *const i64| -> Result<[usize; R]> {
-            // SAFETY: the caller promises `ndim`, which is R, numbers.
-            let numbers = unsafe { std::slice::from_raw_parts(list, R) };
+        let sizes = |numbers: [i64; R]| -> Result<[usize; R]> {
             let mut result = [0; R];
-            for (i, &n) in numbers.iter().enumerate() {
-                result[i] =
+            for (size, n) in result.iter_mut().zip(numbers) {
+                *size =
                     usize::try_from(n).map_err(|_| Error::Negative { argument, got: numbers.to_vec() })?;
             }
             Ok(result)
         };
-        let shape = read(t.shape)?;
-        let strides = if t.strides.is_null() {
-            let mut strides = [1usize; R];
-            for i in (1..R).rev() {
-                strides[i - 1] = strides[i].saturating_mul(shape[i]);
-            }
-            strides
-        } else {
+        // SAFETY: the caller promises `ndim`, which is R, numbers, here and below.
+        let shape = sizes(unsafe { t.shape.cast::<[i64; R]>().read() })?;
+        let mut row_major = [1i64; R];
+        for i in (1..R).rev() {
+            row_major[i - 1] = row_major[i].saturating_mul(shape[i].max(1) as i64);
+        }
+        let mut strides = row_major;
+        if !t.strides.is_null() && !shape.contains(&0) {
+            // SAFETY: as above.
+            strides = unsafe { t.strides.cast::<[i64; R]>().read() };
             // The stride of a dimension of one entry means nothing, and frameworks put anything there.
-            let mut strides = read(t.strides)?;
-            for i in 0..R {
-                if shape[i] <= 1 && i + 1 == R {
-                    strides[i] = 1;
-                }
+            for i in (0..R).filter(|&i| shape[i] == 1) {
+                strides[i] = row_major[i];
             }
-            strides
-        };
+        }
+        let strides = sizes(strides)?;
         let ptr = t.data.cast::<u8>().wrapping_add(usize::try_from(t.byte_offset).unwrap_or(usize::MAX));
         if !shape.contains(&0) {
             if t.data.is_null() {
@@ -169,7 +166,7 @@ impl<'a> Named<'a> {
     ///
     /// # Safety
     /// As for [`optional`](Self::optional), and the elements are used by nobody else for `'a`. (Overlaps with the call's other
-    /// tensors are found later, before anything is written.)
+    /// tensors and lists are found later, before anything is written.)
     pub(crate) unsafe fn view_mut<const R: usize>(&self) -> Result<TensorMut<'a, R>> {
         let dtype = self.dtype()?;
         // SAFETY: the caller's promise; the address was checked.
@@ -179,35 +176,36 @@ impl<'a> Named<'a> {
         }
     }
 
-    /// A contiguous list of numbers, of one or two dimensions.
+    /// The numbers of a contiguous list, and its shape.
     ///
     /// # Safety
     /// As for [`view`](Self::view), T being what `dtype` says.
-    unsafe fn list<T>(&self, dtype: DLDataType, type_name: &'static str) -> Result<&'a [T]> {
+    unsafe fn list<T, const R: usize>(
+        &self,
+        dtype: DLDataType,
+        expected: &'static str,
+    ) -> Result<(&'a [T], [usize; R])> {
         if self.tensor.dtype != dtype {
-            return Err(self.wrong_type(type_name));
+            return Err(self.wrong_type(expected));
         }
         // SAFETY: the caller's promise.
-        let (ptr, len) = unsafe {
-            if self.tensor.ndim == 2 {
-                let Parts { ptr, shape: [a, b], strides } = self.parts(size_of::<T>())?;
-                self.contiguous((a <= 1 || strides[0] == b) && (b <= 1 || strides[1] == 1))?;
-                (ptr, a.saturating_mul(b))
-            } else {
-                let Parts { ptr, shape: [n], strides } = self.parts(size_of::<T>())?;
-                self.contiguous(n <= 1 || strides[0] == 1)?;
-                (ptr, n)
-            }
-        };
-        if len == 0 {
-            return Ok(&[]);
+        let Parts { ptr, shape, strides } = unsafe { self.parts::<R>(size_of::<T>())? };
+        if shape.contains(&0) {
+            return Ok((&[], shape));
         }
-        // SAFETY: not null and aligned, as checked; the caller promises as many elements.
-        Ok(unsafe { std::slice::from_raw_parts(ptr.cast_const().cast(), len) })
-    }
-
-    fn contiguous(&self, is: bool) -> Result<()> {
-        if is { Ok(()) } else { Err(Error::Strided { argument: self.name }) }
+        let mut len = 1usize;
+        for i in (0..R).rev() {
+            if strides[i] != len && shape[i] != 1 {
+                return Err(Error::Strided { argument: self.name });
+            }
+            len = len.saturating_mul(shape[i]);
+        }
+        if len.checked_mul(size_of::<T>()).is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+            return Err(Error::TooLong { argument: self.name, got: shape.to_vec() });
+        }
+        // SAFETY: not null, aligned and no larger than an allocation can be, as checked; the caller promises as many elements,
+        // and that nobody writes them.
+        Ok((unsafe { std::slice::from_raw_parts(ptr.cast_const().cast(), len) }, shape))
     }
 
     /// A list of integers.
@@ -216,16 +214,37 @@ impl<'a> Named<'a> {
     /// As for [`view`](Self::view).
     pub(crate) unsafe fn integers(&self) -> Result<&'a [i32]> {
         // SAFETY: the caller's promise.
-        unsafe { self.list(I32, "int 32") }
+        Ok(unsafe { self.list::<i32, 1>(I32, "int 32")? }.0)
     }
 
-    /// A list of floats.
+    /// Integers of that shape.
     ///
     /// # Safety
     /// As for [`view`](Self::view).
-    pub(crate) unsafe fn floats(&self) -> Result<&'a [f32]> {
+    pub(crate) unsafe fn integers_of(&self, expected: [usize; 2]) -> Result<&'a [i32]> {
         // SAFETY: the caller's promise.
-        unsafe { self.list(F32, "float 32") }
+        let (numbers, shape) = unsafe { self.list(I32, "int 32")? };
+        self.expect_shape(shape, expected)?;
+        Ok(numbers)
+    }
+
+    /// Floats of that shape, or of its last dimension alone.
+    ///
+    /// # Safety
+    /// As for [`view`](Self::view).
+    pub(crate) unsafe fn floats_of(&self, expected: [usize; 2]) -> Result<&'a [f32]> {
+        if self.tensor.ndim == 1 {
+            // SAFETY: the caller's promise.
+            return Ok(unsafe { self.list::<f32, 1>(F32, "float 32")? }.0);
+        }
+        // SAFETY: as above.
+        let (numbers, shape) = unsafe { self.list(F32, "float 32")? };
+        self.expect_shape(shape, expected)?;
+        Ok(numbers)
+    }
+
+    fn expect_shape(&self, got: [usize; 2], expected: [usize; 2]) -> Result<()> {
+        if got == expected { Ok(()) } else { Err(Error::Shape { argument: self.name, got, expected }) }
     }
 
     fn error(&self, error: inducer_attention::Error) -> Error {

@@ -100,6 +100,7 @@ impl World {
 /// Results of both passes, in the order of the fields.
 #[derive(Default)]
 struct Results {
+    workspaces: [usize; 2],
     named: Vec<(&'static str, Vec<f32>)>,
 }
 
@@ -176,7 +177,6 @@ fn through_c(world: &World, call: &AttentionCall, kind: &Kind) -> Results {
     unsafe {
         assert_eq!(ia_forward_workspace(call, &raw mut forward), Status::Ok, "{}", last_error());
         assert_eq!(ia_backward_workspace(call, &raw mut backward), Status::Ok, "{}", last_error());
-        assert!(forward > 0 && backward > 0);
         let workspace = ia_workspace_new();
         assert_eq!(ia_forward(call, &raw const outputs, workspace), Status::Ok, "{}", last_error());
         // Without a workspace as well.
@@ -184,7 +184,7 @@ fn through_c(world: &World, call: &AttentionCall, kind: &Kind) -> Results {
         assert_eq!(ia_backward(call, &raw const gradients, null), Status::Ok, "{}", last_error());
         ia_workspace_free(workspace);
     }
-    let mut results = Results::default();
+    let mut results = Results { workspaces: [forward, backward], ..Results::default() };
     let mut add = |name, t: &Tensor<f32>| results.named.push((name, t.data.clone()));
     add("o", &o);
     add("lse", &lse);
@@ -294,7 +294,8 @@ fn through_rust(world: &World, attention: &ia::Attention<'_>, kind: &Kind) -> Re
     }
     let call = problem.backward(saved, upstream, gradients).unwrap();
     engine.backward(call, &mut workspace).unwrap();
-    let mut results = Results::default();
+    let workspaces = [engine.forward_workspace(&problem), engine.backward_workspace(&problem)];
+    let mut results = Results { workspaces, ..Results::default() };
     let mut add = |name, data: &Vec<f32>| results.named.push((name, data.clone()));
     add("o", &o);
     add("lse", &lse);
@@ -332,6 +333,7 @@ fn check(
     let kind = Kind::of(call, batch, from_attention);
     let (c, rust) = (through_c(world, call, &kind), through_rust(world, attention, &kind));
     assert_eq!(c.named.len(), rust.named.len());
+    assert_eq!(c.workspaces, rust.workspaces);
     for ((name, a), (other, b)) in c.named.iter().zip(&rust.named) {
         assert_eq!(name, other);
         assert_eq!(a.len(), b.len(), "{name}");
@@ -358,6 +360,13 @@ fn every_setting_of_plain_attention() {
         ("left", Box::new(|a, c| (a.config.window_left, c.window_left, c.options) = (Some(3), 3, 4))),
         ("right", Box::new(|a, c| (a.config.window_right, c.window_right, c.options) = (Some(0), 0, 8))),
         ("softcap", Box::new(|a, c| (a.config.softcap, c.softcap, c.options) = (Some(0.5), 0.5, 16))),
+        (
+            "a small window to the left, and softcap",
+            Box::new(|a, c| {
+                (a.config.window_left, a.config.softcap) = (Some(1), Some(0.7));
+                (c.window_left, c.softcap, c.options) = (1, 0.7, 4 | 16);
+            }),
+        ),
         (
             "dropout",
             Box::new(|a, c| {
@@ -414,13 +423,14 @@ fn every_virtual_token() {
             let activation = if linear { ia::Activation::Identity } else { ia::Activation::Tanh };
             let mut call = world.call();
             (call.key, call.value) = (key, value);
-            (call.key_activation, call.value_activation) = (0, u32::from(linear));
+            let key_activation = if linear { ia::Activation::Tanh } else { ia::Activation::Identity };
+            (call.key_activation, call.value_activation) = (u32::from(!linear), u32::from(linear));
             let mut attention = world.attention();
             let rust_key = match key {
                 1 => ia::VirtualKey::Query,
                 2 => {
                     call.key_adapter = w.key.tensors();
-                    ia::VirtualKey::Residual(World::adapter(&w.key, ia::Activation::Tanh))
+                    ia::VirtualKey::Residual(World::adapter(&w.key, key_activation))
                 }
                 3 => {
                     call.logit = w.per_head.ptr();

@@ -88,11 +88,43 @@ fn structs_lie_as_in_c() {
             d_logit
         }
     };
+    // Numbers of the header, as call.rs has them.
+    let constants = [
+        ("IA_OK", 0),
+        ("IA_INVALID", 1),
+        ("IA_INTERNAL", 2),
+        ("IA_ABI_VERSION", 1),
+        ("IA_CAUSAL", 1),
+        ("IA_SOFTMAX_SCALE", 2),
+        ("IA_WINDOW_LEFT", 4),
+        ("IA_WINDOW_RIGHT", 8),
+        ("IA_SOFTCAP", 16),
+        ("IA_DROPOUT", 32),
+        ("IA_ADAPTIVE_LENGTH", 64),
+        ("IA_ALL_OPTIONS", 127),
+        ("IA_KEY_NONE", 0),
+        ("IA_KEY_QUERY", 1),
+        ("IA_KEY_RESIDUAL", 2),
+        ("IA_KEY_LOGIT_PER_HEAD", 3),
+        ("IA_KEY_LOGIT_PER_TOKEN", 4),
+        ("IA_VALUE_ZERO", 0),
+        ("IA_VALUE_RESIDUAL", 1),
+        ("IA_VALUE_DIRECT", 2),
+        ("IA_VALUE_EXTENDED", 3),
+        ("IA_TANH", 0),
+        ("IA_IDENTITY", 1),
+    ];
+    let (mut fields, mut expected) = (fields, expected);
+    for (name, number) in constants {
+        writeln!(fields, "NUMBER({name});").unwrap();
+        writeln!(expected, "{name} {number}").unwrap();
+    }
     let folder = Folder::new("layout");
     let source = folder.0.join("layout.c");
     let program = format!(
         "#include \"inducer_attention.h\"\n#include <stdio.h>\n\
          #define FIELD(type, name) printf(#type \".\" #name \" %zu\\n\", offsetof(type, name))\n\
+         #define NUMBER(name) printf(#name \" %d\\n\", (int)name)\n\
          #define SIZE(type) printf(#type \" %zu\\n\", sizeof(type))\n\
          int main(void) {{\n{fields}return 0;\n}}\n"
     );

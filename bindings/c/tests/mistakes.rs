@@ -135,7 +135,7 @@ fn tensors() {
     let mut call = w.call();
     call.k = k.ptr();
     // SAFETY: the sizes overflow, so that nothing may be read.
-    let status = unsafe { ia_forward(&raw const call, &raw const *Box::new(w.outputs()), ptr::null_mut()) };
+    let status = unsafe { ia_forward(&raw const call, &w.outputs(), ptr::null_mut()) };
     assert_eq!(status, Status::Invalid);
     assert!(last_error().starts_with("k: tensor: sizes "), "{}", last_error());
     let mut k = Tensor::<f32>::noise(2, &[1, H, N, D]);
@@ -153,7 +153,9 @@ fn tensors() {
 fn numbers() {
     let w = world();
     w.says(|c| c.options = 128, "options: 128, expected bits of IA_ALL_OPTIONS");
-    w.says(|c| c.key = 5, "key: 5, expected IA_KEY_..., 0 to 4");
+    w.says(|c| (c.key, c.logit) = (5, w.logit.ptr()), "key: 5, expected IA_KEY_..., 0 to 4");
+    w.says(|c| c.value = 99, "value: 99, expected IA_VALUE_..., 0 to 3");
+    w.says(|c| (c.dropout_p, c.options) = (2.0, 32), "dropout_p: 2, expected 0 <= p < 1");
     w.says(|c| (c.key, c.value) = (1, 4), "value: 4, expected IA_VALUE_..., 0 to 3");
     w.says(
         |c| (c.key, c.key_activation) = (1, 2),
@@ -174,6 +176,7 @@ fn numbers() {
 #[test]
 fn what_does_not_go_together() {
     let w = world();
+    let positions = Tensor::<i32>::new(vec![1; N], &[1, N]);
     w.says(|c| c.logit = w.logit.ptr(), "logit: given, but the key of this kind has none");
     w.says(|c| c.key_adapter = w.adapter.tensors(), "key_adapter: given, but the key of this kind has none");
     w.says(
@@ -181,9 +184,12 @@ fn what_does_not_go_together() {
         "value_adapter: given, but there is no virtual value with an adapter",
     );
     w.says(|c| c.value = 1, "value: given, but key is IA_KEY_NONE: there is no virtual token");
-    w.says(|c| c.options = 64, "options: given, but key is IA_KEY_NONE: there is no virtual token");
     w.says(
-        |c| c.positions = w.list.ptr(),
+        |c| c.options = 64,
+        "IA_ADAPTIVE_LENGTH: given, but key is IA_KEY_NONE: there is no virtual token",
+    );
+    w.says(
+        |c| c.positions = positions.ptr(),
         "positions: given, but key is IA_KEY_NONE: there is no virtual token",
     );
     w.says(|c| c.key = 2, "key_adapter.down_weight: null");
@@ -264,13 +270,123 @@ fn messages_are_of_the_thread_that_made_the_mistake() {
 }
 
 #[test]
-fn threads_are_set_once_at_most() {
+fn threads_are_set_before_the_first_call_or_never() {
     for (threads, message) in [(0, "0"), (usize::MAX, "18446744073709551615")] {
         assert_eq!(ia_set_threads(threads), Status::Invalid);
         assert_eq!(last_error(), format!("threads: {message}, expected 1 to 4096"));
     }
-    // Whichever comes first, tests in other threads included, the second is refused.
-    _ = ia_set_threads(1);
-    assert_eq!(ia_set_threads(1), Status::Invalid);
-    assert!(last_error().starts_with("threads: "), "{}", last_error());
+    // Another test may have come first; the second is refused in any case.
+    let first = ia_set_threads(1);
+    let second = ia_set_threads(1);
+    assert_eq!(second, Status::Invalid);
+    assert_eq!(last_error(), "threads: already set, or started by a call");
+    assert!(first == Status::Ok || first == Status::Invalid);
+}
+
+#[test]
+fn an_output_over_a_list() {
+    let w = world();
+    let mut list = Tensor::<i32>::new(vec![2; 64], &[1]);
+    list.data[0] = 2;
+    // O over the memory of the list.
+    let mut o = Tensor::<f32>::room(&[1, H, N, D]);
+    o.dl.data = list.data.as_mut_ptr().cast();
+    let over = |change: &dyn Fn(&mut AttentionCall), name: &str| {
+        let mut call = w.call();
+        change(&mut call);
+        let message = format!("o: overlaps {name}; an output must share no element with another view");
+        w.forward_says(&call, &OutputTensors { o: o.ptr(), ..w.outputs() }, &message);
+        assert_eq!(list.data[0], 2, "the list was written");
+    };
+    over(&|c| c.query_lengths = list.ptr(), "query_lengths");
+    over(&|c| c.key_lengths = list.ptr(), "key_lengths");
+    over(&|c| c.key_starts = list.ptr(), "key_starts");
+    let mut bounds = Tensor::<i32>::new(vec![0, 2], &[2]);
+    let mut o = Tensor::<f32>::room(&[1, H, N, D]);
+    bounds.data.resize(64, 0);
+    bounds.dl.data = bounds.data.as_mut_ptr().cast();
+    o.dl.data = bounds.dl.data;
+    for (name, other) in [("cu_seqlens_q", true), ("cu_seqlens_k", false)] {
+        let fine = Tensor::<i32>::new(vec![0, 2], &[2]);
+        let (q, k) = if other { (&bounds, &fine) } else { (&fine, &bounds) };
+        let call = AttentionCall { cu_seqlens_q: q.ptr(), cu_seqlens_k: k.ptr(), ..w.call() };
+        let message = format!("o: overlaps {name}; an output must share no element with another view");
+        w.forward_says(&call, &OutputTensors { o: o.ptr(), ..w.outputs() }, &message);
+    }
+    let mut slopes = Tensor::<f32>::new(vec![0.5; 64], &[H]);
+    slopes.dl.shape = slopes.shape.as_mut_ptr();
+    let mut o = Tensor::<f32>::room(&[1, H, N, D]);
+    o.dl.data = slopes.data.as_mut_ptr().cast();
+    let call = AttentionCall { alibi_slopes: slopes.ptr(), ..w.call() };
+    let message = "o: overlaps alibi_slopes; an output must share no element with another view";
+    w.forward_says(&call, &OutputTensors { o: o.ptr(), ..w.outputs() }, message);
+    let positions = Tensor::<i32>::new(vec![1; 64], &[1, N]);
+    let mut o = Tensor::<f32>::room(&[1, H, N, D]);
+    o.dl.data = positions.dl.data;
+    let call = AttentionCall { positions: positions.ptr(), options: 64, key: 1, ..w.call() };
+    let message = "o: overlaps positions; an output must share no element with another view";
+    w.forward_says(&call, &OutputTensors { o: o.ptr(), ..w.outputs() }, message);
+}
+
+#[test]
+fn shapes_of_lists() {
+    let w = world();
+    let slopes = Tensor::<f32>::noise(1, &[H, 1]);
+    w.says(|c| c.alibi_slopes = slopes.ptr(), "alibi_slopes: shape [2, 1], expected [1, 2]");
+    let positions = Tensor::<i32>::new(vec![1; N], &[N, 1]);
+    w.says(
+        |c| (c.key, c.options, c.positions) = (1, 64, positions.ptr()),
+        "positions: shape [3, 1], expected [1, 3]",
+    );
+    let flat = Tensor::<i32>::new(vec![1; N], &[N]);
+    w.says(|c| (c.key, c.options, c.positions) = (1, 64, flat.ptr()), "positions: 1 dimensions, expected 2");
+    let twice = Tensor::<i32>::new(vec![2], &[1, 1]);
+    w.says(|c| c.key_lengths = twice.ptr(), "key_lengths: 2 dimensions, expected 1");
+    let mut long = [i64::MAX / 2];
+    let mut list = Tensor::<i32>::new(vec![2], &[1]);
+    list.dl.shape = long.as_mut_ptr();
+    w.says(
+        |c| c.key_lengths = list.ptr(),
+        "key_lengths: shape [4611686018427387903] is more than memory can hold",
+    );
+}
+
+#[test]
+fn strides_that_mean_nothing() {
+    let w = world();
+    // Of B, which is 1.
+    let mut odd = [-7, (N * D) as i64, D as i64, 1];
+    let mut k = Tensor::<f32>::noise(2, &[1, H, N, D]);
+    k.dl.strides = odd.as_mut_ptr();
+    let call = AttentionCall { k: k.ptr(), ..w.call() };
+    // SAFETY: all tensors live.
+    let status = unsafe { ia_forward(&raw const call, &w.outputs(), ptr::null_mut()) };
+    assert_eq!(status, Status::Ok, "{}", last_error());
+    let mut odd = [9];
+    let mut list = Tensor::<i32>::new(vec![2], &[1]);
+    list.dl.strides = odd.as_mut_ptr();
+    let call = AttentionCall { key_lengths: list.ptr(), ..w.call() };
+    // SAFETY: as above.
+    let status = unsafe { ia_forward(&raw const call, &w.outputs(), ptr::null_mut()) };
+    assert_eq!(status, Status::Ok, "{}", last_error());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_thread_that_ends_can_still_ask() {
+    /// Asks when the thread's own memory is taken down, after whatever was made later.
+    struct Last;
+    impl Drop for Last {
+        fn drop(&mut self) {
+            assert!(!inducer_attention_c::ia_last_error().is_null());
+            assert_eq!(ia_set_threads(0), Status::Invalid);
+        }
+    }
+    thread_local!(static LAST: Last = const { Last });
+    std::thread::spawn(|| {
+        LAST.with(|_| ());
+        assert_eq!(ia_set_threads(0), Status::Invalid);
+    })
+    .join()
+    .expect("the thread");
 }

@@ -122,7 +122,6 @@ class Library:
         lib.ia_forward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Outputs), ctypes.c_void_p]
         lib.ia_backward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Gradients), ctypes.c_void_p]
         self._local = threading.local()
-        self._process = None
 
     def set_threads(self, threads):
         """Threads that calls work on; once, before the first call."""
@@ -141,12 +140,6 @@ class Library:
         self._check(self._lib.ia_backward(ctypes.byref(attention), ctypes.byref(gradients), self._workspace()))
 
     def _workspace(self):
-        # The pool's threads stay behind in the process that started them.
-        process = os.getpid()
-        if self._process is None:
-            self._process = process
-        if self._process != process:
-            raise Error("this process was forked after the first call, and has none of its threads; use the spawn method")
         if not hasattr(self._local, "workspace"):
             self._local.workspace = _Workspace(self._lib)
         return self._local.workspace.pointer

@@ -311,7 +311,7 @@ def test_calls_from_several_threads():
     ({"k": torch.zeros(B, HKV, M, D, dtype=torch.float64)}, "k: torch.float64, expected one of"),
     ({"q": torch.zeros(B, H, N)}, "q: 3 dimensions, expected 4"),
     ({"q": torch.zeros(B, H, N, D, device="meta")}, "q: on meta, expected the CPU"),
-    ({"dropout_p": 1.0}, "dropout.p: 1, expected 0 <= p < 1"),
+    ({"dropout_p": 1.0}, "dropout_p: 1, expected 0 <= p < 1"),
     ({"window": (-1, None)}, "window_left: -1, expected 0 or more"),
     ({"softcap": -1.0}, "softcap: -1, expected"),
     ({"key_lengths": torch.tensor([1.5, 2.0])}, "key_lengths: torch.float32, expected torch.int32"),
