@@ -65,3 +65,54 @@ impl Products {
         Rows { ptr: to.cast_const().cast(), stride: 4 * floats, dtype }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    /// Rows so far apart (in elements), as products read them: in place or not, and every number, pairs filled up with 0.
+    fn check<T: Copy>(
+        products: Products,
+        dtype: DType,
+        [head_dim, apart]: [usize; 2],
+        in_place: bool,
+        number: impl Fn(usize) -> T,
+    ) {
+        let n = 5;
+        let data: Vec<T> = (0..n * apart).map(number).collect();
+        let rows = Rows { ptr: data.as_ptr().cast(), stride: apart * dtype.size(), dtype };
+        let mut to = vec![f32::NAN; Products::left_factor_floats(n, head_dim)];
+        let kernels = Kernels::detect();
+        // SAFETY: as many rows of that length are there, and as much room.
+        let factor = unsafe { products.left_factor(kernels, rows, n, head_dim, to.as_mut_ptr()) };
+        assert_eq!(factor.ptr == rows.ptr, in_place, "{products:?} {dtype} {head_dim} {apart}");
+        assert!(in_place || !crowded(factor.stride));
+        let read = |rows: Rows, i: usize, c: usize| {
+            // SAFETY: the element is one of the rows, or of the copy.
+            unsafe { crate::tensor::read(rows.dtype, rows.ptr.add(i * rows.stride + c * rows.dtype.size())) }
+        };
+        for i in 0..n {
+            for c in 0..head_dim {
+                assert_eq!(read(factor, i, c).to_bits(), read(rows, i, c).to_bits(), "row {i}, column {c}");
+            }
+            if products == Products::Bf16 && head_dim % 2 == 1 {
+                assert_eq!(read(factor, i, head_dim).to_bits(), 0, "row {i}: the pair's second half");
+            }
+        }
+    }
+
+    #[test]
+    fn left_factors_are_the_rows() {
+        let wide = |i: usize| i as f32 + 0.5;
+        let short = |i: usize| bf16::from_f32((i % 200) as f32);
+        for head_dim in [1, 7, 8, 33, 64, 128] {
+            check(Products::F32, DType::F32, [head_dim, head_dim + 3], true, wide);
+            check(Products::F32, DType::F32, [head_dim, 512], false, wide);
+            check(Products::F32, DType::BF16, [head_dim, head_dim + 3], false, short);
+            check(Products::Bf16, DType::BF16, [head_dim, head_dim + 3], head_dim % 2 == 0, short);
+            check(Products::Bf16, DType::BF16, [head_dim, 1024], false, short);
+        }
+    }
+}
