@@ -184,24 +184,18 @@ impl AdapterTensors {
         // SAFETY: see above.
         unsafe {
             Ok(Adapter {
-                down_weight: Named::required(names.down_weight, self.down_weight)?.view()?,
-                down_bias: Named::required(names.down_bias, self.down_bias)?.view()?,
-                up_weight: Named::required(names.up_weight, self.up_weight)?.view()?,
-                up_bias: Named::required(names.up_bias, self.up_bias)?.view()?,
+                down_weight: read(names.down_weight, self.down_weight)?,
+                down_bias: read(names.down_bias, self.down_bias)?,
+                up_weight: read(names.up_weight, self.up_weight)?,
+                up_bias: read(names.up_bias, self.up_bias)?,
                 activation,
             })
         }
     }
 
     fn expect_no_up_projection(&self, names: &Names) -> Result<()> {
-        let up = [(names.up_weight, self.up_weight), (names.up_bias, self.up_bias)];
-        match up.into_iter().find(|(_, tensor)| !tensor.is_null()) {
-            Some((argument, _)) => Err(Error::Unexpected {
-                argument,
-                reason: "the extended value's up projection is the caller's",
-            }),
-            None => Ok(()),
-        }
+        let up = [(names.up_weight, !self.up_weight.is_null()), (names.up_bias, !self.up_bias.is_null())];
+        expect_absent(&up, "the extended value's up projection is the caller's")
     }
 
     unsafe fn down<'a>(&self, names: &Names, activation: Activation) -> Result<DownProjection<'a>> {
@@ -209,8 +203,8 @@ impl AdapterTensors {
         // SAFETY: see above.
         unsafe {
             Ok(DownProjection {
-                down_weight: Named::required(names.down_weight, self.down_weight)?.view()?,
-                down_bias: Named::required(names.down_bias, self.down_bias)?.view()?,
+                down_weight: read(names.down_weight, self.down_weight)?,
+                down_bias: read(names.down_bias, self.down_bias)?,
                 activation,
             })
         }
@@ -220,10 +214,10 @@ impl AdapterTensors {
         // SAFETY: see above.
         unsafe {
             Ok(AdapterGradients {
-                down_weight: Named::required(names.down_weight, self.down_weight)?.view_mut()?,
-                down_bias: Named::required(names.down_bias, self.down_bias)?.view_mut()?,
-                up_weight: Named::required(names.up_weight, self.up_weight)?.view_mut()?,
-                up_bias: Named::required(names.up_bias, self.up_bias)?.view_mut()?,
+                down_weight: write(names.down_weight, self.down_weight)?,
+                down_bias: write(names.down_bias, self.down_bias)?,
+                up_weight: write(names.up_weight, self.up_weight)?,
+                up_bias: write(names.up_bias, self.up_bias)?,
             })
         }
     }
@@ -233,8 +227,8 @@ impl AdapterTensors {
         // SAFETY: see above.
         unsafe {
             Ok(DownProjectionGradients {
-                down_weight: Named::required(names.down_weight, self.down_weight)?.view_mut()?,
-                down_bias: Named::required(names.down_bias, self.down_bias)?.view_mut()?,
+                down_weight: write(names.down_weight, self.down_weight)?,
+                down_bias: write(names.down_bias, self.down_bias)?,
             })
         }
     }

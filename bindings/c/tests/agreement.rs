@@ -20,6 +20,7 @@ const D: usize = 8;
 const R: usize = 3;
 const L: usize = 2;
 
+const PLAIN: [&str; 9] = ["o", "lse", "attn", "u", "d_q", "d_k", "d_v", "d_prefix_k", "d_prefix_v"];
 const ADAPTER: [&str; 4] = ["down_weight", "down_bias", "up_weight", "up_bias"];
 
 /// Everything that any of the problems reads.
@@ -98,7 +99,6 @@ impl World {
 }
 
 /// Results of both passes, in the order of the fields.
-#[derive(Default)]
 struct Results {
     workspaces: [usize; 2],
     named: Vec<(&'static str, Vec<f32>)>,
@@ -129,6 +129,33 @@ impl Kind {
             prefix: !call.prefix_k.is_null(),
             from_attention,
         }
+    }
+}
+
+impl Kind {
+    /// The results that there are, with their names.
+    fn named(
+        &self,
+        plain: [&Vec<f32>; 9],
+        d_logit: Vec<f32>,
+        [d_key, d_value]: [[Vec<f32>; 4]; 2],
+    ) -> Vec<(&'static str, Vec<f32>)> {
+        let there = |name: &str| match name {
+            "u" => self.extended,
+            "d_prefix_k" | "d_prefix_v" => self.prefix,
+            _ => true,
+        };
+        let plain = PLAIN.into_iter().zip(plain.map(Vec::clone));
+        let mut named: Vec<_> = plain.filter(|(name, _)| there(name)).collect();
+        if self.logit.is_some() {
+            named.push(("d_logit", d_logit));
+        }
+        for (wanted, adapter, count) in
+            [(self.key_adapter, d_key, 4), (self.value_adapter, d_value, if self.extended { 2 } else { 4 })]
+        {
+            named.extend(ADAPTER.into_iter().zip(adapter).take(if wanted { count } else { 0 }));
+        }
+        named
     }
 }
 
@@ -184,35 +211,12 @@ fn through_c(world: &World, call: &AttentionCall, kind: &Kind) -> Results {
         assert_eq!(ia_backward(call, &raw const gradients, null), Status::Ok, "{}", last_error());
         ia_workspace_free(workspace);
     }
-    let mut results = Results { workspaces: [forward, backward], ..Results::default() };
-    let mut add = |name, t: &Tensor<f32>| results.named.push((name, t.data.clone()));
-    add("o", &o);
-    add("lse", &lse);
-    add("attn", &attn);
-    if kind.extended {
-        add("u", &u);
-    }
-    for (name, t) in [("d_q", &d_q), ("d_k", &d_k), ("d_v", &d_v)] {
-        add(name, t);
-    }
-    if kind.prefix {
-        add("d_prefix_k", &d_prefix_k);
-        add("d_prefix_v", &d_prefix_v);
-    }
-    if let Some(t) = &d_logit {
-        add("d_logit", t);
-    }
-    for (wanted, a) in [(kind.key_adapter, &d_key), (kind.value_adapter, &d_value)] {
-        if wanted {
-            add("down_weight", &a.down_weight);
-            add("down_bias", &a.down_bias);
-        }
-        if wanted && !(kind.extended && std::ptr::eq(a, &raw const d_value)) {
-            add("up_weight", &a.up_weight);
-            add("up_bias", &a.up_bias);
-        }
-    }
-    results
+    let adapter =
+        |a: &Adapter<f32>| [&a.down_weight, &a.down_bias, &a.up_weight, &a.up_bias].map(|t| t.data.clone());
+    let d_logit = d_logit.map_or_else(Vec::new, |t| t.data);
+    let plain = [&o, &lse, &attn, &u, &d_q, &d_k, &d_v, &d_prefix_k, &d_prefix_v].map(|t| &t.data);
+    let named = kind.named(plain, d_logit, [adapter(&d_key), adapter(&d_value)]);
+    Results { workspaces: [forward, backward], named }
 }
 
 /// An adapter's gradients: down weight and bias, up weight and bias.
@@ -295,32 +299,8 @@ fn through_rust(world: &World, attention: &ia::Attention<'_>, kind: &Kind) -> Re
     let call = problem.backward(saved, upstream, gradients).unwrap();
     engine.backward(call, &mut workspace).unwrap();
     let workspaces = [engine.forward_workspace(&problem), engine.backward_workspace(&problem)];
-    let mut results = Results { workspaces, ..Results::default() };
-    let mut add = |name, data: &Vec<f32>| results.named.push((name, data.clone()));
-    add("o", &o);
-    add("lse", &lse);
-    add("attn", &attn);
-    if kind.extended {
-        add("u", &u);
-    }
-    for (name, t) in [("d_q", &d_q), ("d_k", &d_k), ("d_v", &d_v)] {
-        add(name, t);
-    }
-    if kind.prefix {
-        add("d_prefix_k", &d_prefix_k);
-        add("d_prefix_v", &d_prefix_v);
-    }
-    if kind.logit.is_some() {
-        add("d_logit", &d_logit);
-    }
-    for (wanted, adapter, count) in
-        [(kind.key_adapter, &d_key, 4), (kind.value_adapter, &d_value, if kind.extended { 2 } else { 4 })]
-    {
-        for (name, t) in ADAPTER.iter().zip(adapter).take(if wanted { count } else { 0 }) {
-            add(name, t);
-        }
-    }
-    results
+    let plain = [&o, &lse, &attn, &u, &d_q, &d_k, &d_v, &d_prefix_k, &d_prefix_v];
+    Results { workspaces, named: kind.named(plain, d_logit, [d_key, d_value]) }
 }
 
 fn check(
