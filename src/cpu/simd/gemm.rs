@@ -123,7 +123,7 @@ pub(crate) const K_BLOCK: usize = 256;
 const MAX_ROWS: usize = 12;
 
 /// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 
 #[inline(always)]
 unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn, reason = "vector and pointer operations under the functions' contracts")]
 
+use super::gemm::LINE_BYTES;
 use super::vector::Vector;
 use crate::tensor::DType;
 
@@ -157,8 +158,7 @@ unsafe fn load_transposed<V: Vector, S: Storage>(
 /// the processor to see where reading them goes on.
 #[inline(always)]
 unsafe fn fetch_next_rows<V: Vector, S: Storage>(data: *const u8, stride: isize, row: usize, col: usize) {
-    const LINE: usize = 64;
-    if (col * S::SIZE).is_multiple_of(LINE) {
+    if (col * S::SIZE).is_multiple_of(LINE_BYTES) {
         let next = data.wrapping_offset((row + V::LANES) as isize * stride).wrapping_add(col * S::SIZE);
         for i in 0..V::LANES {
             V::prefetch(next.wrapping_offset(i as isize * stride));
