@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::includes;
 use crate::kernel_list;
-use crate::nvcc::{self, Nvcc, variable};
+use crate::nvcc::{self, Family, Nvcc, variable};
 use crate::pool;
 
 const KERNELS: &str = "kernels";
@@ -17,6 +17,8 @@ pub const EMULATOR: &str = "kernels/emulator";
 
 /// The sources, those that take longest last: the pool begins with the last.
 const SOURCES: [&str; 4] = ["backward_finish", "backward_prepare", "forward_sm80", "backward_sm80"];
+/// Those with instructions that Hopper alone has; left out where it is not among the targets.
+const HOPPER_SOURCES: [&str; 1] = ["forward_sm90"];
 
 /// Comma-separated architectures, such as `80,90`.
 pub const ARCHS: &str = "INDUCER_ATTENTION_CUDA_ARCHS";
@@ -93,9 +95,16 @@ enum Job {
 fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
     let nvcc = Nvcc::new(path)?;
     let targets = nvcc.targets(ARCHS)?;
+    let targets_of = |source: &str| match nvcc::family(source) {
+        Family::All => targets.clone(),
+        Family::Hopper => targets.iter().copied().filter(|&target| target == nvcc::HOPPER).collect(),
+    };
     let mut stale = Vec::new();
     let mut present = Vec::new();
-    for source in SOURCES {
+    for source in SOURCES.into_iter().chain(HOPPER_SOURCES) {
+        if targets_of(source).is_empty() && nvcc::family(source) == Family::Hopper {
+            continue;
+        }
         let path = Path::new(KERNELS).join(format!("{source}.cu"));
         let files = includes::closure(&path, Path::new(EMULATOR));
         if files.is_empty() {
@@ -125,26 +134,28 @@ fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
     let fatbin = |source: &str| out.join(format!("{source}.fatbin"));
     pool::run(threads(), stale.iter().map(|s| Job::Ptx(s.0)).collect(), |job| match job {
         Job::Ptx(source) => {
-            nvcc.ptx(&Path::new(KERNELS).join(format!("{source}.cu")), &ptx(source))?;
-            Ok(targets.iter().map(|&target| Job::Cubin(source, target)).collect())
+            nvcc.ptx(&Path::new(KERNELS).join(format!("{source}.cu")), nvcc::family(source), &ptx(source))?;
+            Ok(targets_of(source).into_iter().map(|target| Job::Cubin(source, target)).collect())
         }
         Job::Cubin(source, target) => {
             let unused = kernel_list::unused(target);
-            let text = nvcc.cubin(&ptx(source), target, &unused, &cubin(source, target))?;
+            let family = nvcc::family(source);
+            let text = nvcc.cubin(&ptx(source), family, target, &unused, &cubin(source, target))?;
             std::fs::write(report(source, target), text).map_err(|e| e.to_string())?;
             Ok(Vec::new())
         }
     })?;
     for (source, stamp_path, stamp) in stale {
-        let cubins: Vec<_> = targets.iter().map(|&target| (target, cubin(source, target))).collect();
-        nvcc.fatbin(&ptx(source), &cubins, &fatbin(source))?;
+        let cubins: Vec<_> =
+            targets_of(source).into_iter().map(|target| (target, cubin(source, target))).collect();
+        nvcc.fatbin(&ptx(source), nvcc::family(source), &cubins, &fatbin(source))?;
         std::fs::write(stamp_path, stamp).map_err(|e| e.to_string())?;
         present.push(source);
     }
 
     let mut text = String::new();
     for source in &present {
-        for &target in &targets {
+        for target in targets_of(source) {
             let part = std::fs::read_to_string(report(source, target)).map_err(|e| e.to_string())?;
             writeln!(text, "== {source} sm_{target}\n{part}").expect("a string grows");
         }

@@ -5,8 +5,9 @@ use std::path::Path;
 
 const LIST: &str = "kernels/list.h";
 
-/// Ends the names of passes with wide tiles.
+/// Ends the names of passes with wide tiles, and of those for Hopper.
 const WIDE: &str = "_wide";
+const HOPPER: &str = "_hopper";
 
 /// Writes `$OUT_DIR/kernels.rs`, an array of `Kernel`.
 pub fn generate() {
@@ -55,13 +56,19 @@ fn entry(kernel: &[String]) -> Option<String> {
     let [pass, dtype, sizes @ ..] = kernel else { return None };
     let sizes: Vec<u32> = sizes.iter().map(|s| s.parse().ok()).collect::<Option<_>>()?;
     let [head_dim, rows, keys, warps, blocks] = sizes.as_slice() else { return None };
-    let (base, wide) = pass.strip_suffix(WIDE).map_or((pass.as_str(), false), |base| (base, true));
+    let (base, tier) = if let Some(base) = pass.strip_suffix(WIDE) {
+        (base, "Wide")
+    } else if let Some(base) = pass.strip_suffix(HOPPER) {
+        (base, "Hopper")
+    } else {
+        (pass.as_str(), "Common")
+    };
     let variant: String = base.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     let mut entry = String::new();
     writeln!(
         entry,
         "    Kernel {{ name: \"{pass}_{dtype}_d{head_dim}\", pass: Pass::{variant}, dtype: DType::{}, \
-         head_dim: {head_dim}, rows: {rows}, keys: {keys}, warps: {warps}, blocks: {blocks}, wide: {wide} }},",
+         head_dim: {head_dim}, rows: {rows}, keys: {keys}, warps: {warps}, blocks: {blocks}, tier: Tier::{tier} }},",
         dtype.to_uppercase()
     )
     .ok()?;

@@ -14,6 +14,23 @@ const DEFAULT_TARGETS: [u32; 4] = [80, 90, 100, 120];
 /// code of its own.
 pub const FLOOR: u32 = 80;
 
+/// The target whose GPUs have the instructions of [`Family::Hopper`].
+pub const HOPPER: u32 = 90;
+
+/// What a source is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Any architecture from [`FLOOR`] on.
+    All,
+    /// [`HOPPER`] alone: `sm_90a`, whose instructions no other architecture has, so that PTX would be of no use either.
+    Hopper,
+}
+
+/// The family of a source, which its name tells.
+pub fn family(source: &str) -> Family {
+    if source.ends_with("_sm90") { Family::Hopper } else { Family::All }
+}
+
 /// Set to anything but 0, kernels carry line numbers, for profilers.
 const LINE_INFO: &str = "INDUCER_ATTENTION_CUDA_LINEINFO";
 
@@ -99,18 +116,29 @@ impl Nvcc {
     }
 
     /// Compiles a source to PTX.
-    pub fn ptx(&self, source: &Path, to: &Path) -> Result<(), String> {
+    pub fn ptx(&self, source: &Path, family: Family, to: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.path);
+        let arch = match family {
+            Family::All => format!("compute_{FLOOR}"),
+            Family::Hopper => format!("compute_{HOPPER}a"),
+        };
         // Fused where the source says so and nowhere else: a row's reference and its maximum must round alike.
-        command.args(["--ptx", "-std=c++17", "-O3", "-fmad=false", "-arch", &format!("compute_{FLOOR}")]);
+        command.args(["--ptx", "-std=c++17", "-O3", "-fmad=false", "-arch", &arch]);
         output(self.with_line_info(&mut command).arg("-o").arg(to).arg(source)).map(|_| ())
     }
 
     /// Compiles PTX to the code of one architecture, some of its kernels left out, and returns the assembler's report on
     /// registers, spills and memory.
-    pub fn cubin(&self, ptx: &Path, target: u32, unused: &[String], to: &Path) -> Result<String, String> {
+    pub fn cubin(
+        &self,
+        ptx: &Path,
+        family: Family,
+        target: u32,
+        unused: &[String],
+        to: &Path,
+    ) -> Result<String, String> {
         let mut command = self.beside("ptxas");
-        command.args(["-O3", "-v", &format!("-arch=sm_{target}")]);
+        command.args(["-O3", "-v", &format!("-arch=sm_{}", name(family, target))]);
         let text = std::fs::read_to_string(ptx).map_err(|e| format!("{}: {e}", ptx.display()))?;
         let kernels =
             text.split(".entry ").skip(1).filter_map(|rest| rest.split_once('(')).map(|(name, _)| name);
@@ -125,8 +153,14 @@ impl Nvcc {
         if self.line_info { command.arg("-lineinfo") } else { command }
     }
 
-    /// Puts PTX and code together.
-    pub fn fatbin(&self, ptx: &Path, cubins: &[(u32, PathBuf)], to: &Path) -> Result<(), String> {
+    /// Puts code together, with PTX where other architectures can use it.
+    pub fn fatbin(
+        &self,
+        ptx: &Path,
+        family: Family,
+        cubins: &[(u32, PathBuf)],
+        to: &Path,
+    ) -> Result<(), String> {
         let mut command = self.beside("fatbinary");
         command.arg("-64").arg(format!("--create={}", to.display()));
         if self.compress_mode {
@@ -134,9 +168,12 @@ impl Nvcc {
         } else {
             command.arg("--compress-all");
         }
-        command.arg(format!("--image3=kind=ptx,sm={FLOOR},file={}", ptx.display()));
+        if family == Family::All {
+            command.arg(format!("--image3=kind=ptx,sm={FLOOR},file={}", ptx.display()));
+        }
         for (target, cubin) in cubins {
-            command.arg(format!("--image3=kind=elf,sm={target},file={}", cubin.display()));
+            let name = name(family, *target);
+            command.arg(format!("--image3=kind=elf,sm={name},file={}", cubin.display()));
         }
         output(&mut command).map(|_| ())
     }
@@ -144,6 +181,14 @@ impl Nvcc {
     /// A tool that comes with the compiler and lies beside it.
     fn beside(&self, tool: &str) -> Command {
         Command::new(self.path.parent().map_or_else(|| PathBuf::from(tool), |folder| folder.join(tool)))
+    }
+}
+
+/// What the compiler calls an architecture, without `sm_`.
+fn name(family: Family, target: u32) -> String {
+    match family {
+        Family::All => target.to_string(),
+        Family::Hopper => format!("{target}a"),
     }
 }
 

@@ -1,9 +1,8 @@
 // The main pass of the backward for sm_80 and newer: dQ, dK, dV. It is the plain attention's; of the inducer it sees a factor w
 // and a constant D′ per row (see backward_prepare.cu).
 //
-// A task is one tile of keys of one kv head and sequence, or one tile of the prefix for a group of sequences; a block takes one.
-// A warp owns 16 or 32 of the keys for good, so that dK and dV stay in its registers. Where these would not fit, two warps own
-// the same keys, each half of the columns, and both compute the scores.
+// A block takes one tile of keys. A warp owns 16 or 32 of the keys for good, so that dK and dV stay in its registers. Where these would
+// not fit, two warps own the same keys, each half of the columns, and both compute the scores.
 //
 //     K, V ─────────────────────────────────────────────────────┐ stay in shared memory
 //     for each query head of the group, each tile of queries    │
@@ -15,17 +14,8 @@
 //     ──────────────────────────────────────────────────────────┘
 //     dK, dV are written
 //
-// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. dQ is gathered in f32 in
-// global memory, laid out as fragments are (core/query_gradient.cuh), and in a fixed order, so that sums do not depend on which
-// block is faster: `turns` counts how many tiles have added to a tile of dQ, and a block waits until all before its own have. A
-// tile of keys visits a tile of queries if and only if some row of it sees some key of the other; those that visit one are
-// neighbours. First add the tiles of the prefix, then the last visitor, and so on to the first: where the mask is causal, that
-// is the order in which they come by, and nobody waits long. Blocks draw their tasks from `ticket` in the same order: all that
-// a tile waits for has been drawn by blocks that run already, so that whoever waits, waits for someone who can go on. With a
-// causal mask and three tiles of keys, tile 2 of the queries is visited by 2, 1, 0, which have the turns 0, 1, 2 behind the
-// prefix's, and are drawn in this order.
-//
-// Gradients of the prefix are sums over sequences: each group has its own partial sum, and finish adds them up.
+// dS K is shared out among the warps anew: each has 32 rows (or the 16 there are) and some columns. Tasks, items and the order in which
+// blocks add to dQ are those of core/backward_task.cuh.
 //
 // A masked tile that holds a NaN or an infinity is poisoned: 0·NaN would reach rows and keys that must not see it. Its products
 // leave hidden pairs out one by one (add_visible), with P or dS in shared memory and barriers of their own. Rare, and slow.
@@ -41,40 +31,19 @@
 //
 // Symbols are those of src/lib.rs. MT, OT: blocks of 16 keys and of 8 columns of dK and dV; NT: of 8 queries of the scores; QB,
 // QT: of 16 rows and 8 columns of dQ; `half` and `e` choose within a fragment (core/product.cuh).
-#include "core/gradient.cuh"
-#include "core/partials.cuh"
-#include "core/query_gradient.cuh"
+#include "core/backward_task.cuh"
 #include "list.h"
 
 namespace inducer {
 
-// What a block works on: a tile of queries of one head. It lies in shared memory, from where it is read when it is needed; the
-// last warp prepares the next one while the others work on this one.
-struct BackwardItem {
-    Sequence sequence;
-    i32 head;
-    i32 tile;               // of queries
-    i32 first_tile, tiles_end;      // those that see the keys
-    i32 row, rows;          // first row of the tile, local to the sequence, and how many
-    i32 masked;             // some row of the tile does not see some key
-    i32 turn;               // tiles of keys that add to this tile of dQ before
-    i32 exists;
-    u32 dropout_head;
-    float slope;            // ALiBi
-};
-
-struct BackwardTask {
+// The last warp prepares the next item while the others work on this one.
+struct BackwardWork {
     BackwardItem items[2];
-    i32 is_prefix;
-    i32 kv_head;
-    i32 sequence, sequences_end;    // one, or the prefix's group
-    i32 group;              // of the prefix
-    i32 first_key;          // of the tile, local to its source
-    i32 tile;
+    BackwardTask task;
     i32 keys_not_finite;
 };
 constexpr int kTaskBytes = 384;
-static_assert(sizeof(BackwardTask) <= kTaskBytes);
+static_assert(sizeof(BackwardWork) <= kTaskBytes);
 
 template <class T, int D, int Rows, int Keys, int Warps, int MostShared>
 struct BackwardTile {
@@ -108,94 +77,6 @@ struct BackwardTile {
     static_assert(Rows <= kThreads && kQueryColumns % 16 == 0 && kRowBytes<T, kColumns> % 128 == 0);
 };
 
-// Which tiles of queries see the task's keys; none if tiles_end = first_tile.
-template <int Rows, int Keys>
-DEVICE void find_tiles(BackwardItem& item, const BackwardTask& task, const BackwardParams& params) {
-    const Sequence& s = item.sequence;
-    i32 begin = 0, end = s.rows;
-    if (!task.is_prefix) {
-        i32 first = maximum(task.first_key, s.key_start), last = minimum(task.first_key + Keys, s.key_end) - 1;
-        begin = s.seen_by(first).first;
-        end = first <= last ? s.seen_by(last).end : 0;
-    }
-    item.first_tile = begin / Rows;
-    item.tiles_end = begin < end ? minimum(ceil_divide(end, Rows), params.row_tiles) : item.first_tile;
-    item.tile = item.first_tile;
-}
-
-// Completes the item if its tile exists; otherwise goes on to the next head, then to the next sequence of the group.
-template <int Rows, int Keys>
-DEVICE void seek(BackwardItem& item, const BackwardTask& task, const BackwardParams& params) {
-    const Problem& p = params.problem;
-    const i32 group = p.query_heads / p.kv_heads;
-    while (item.tile >= item.tiles_end) {
-        ++item.head;
-        if (item.head == (task.kv_head + 1) * group) {
-            i32 next = item.sequence.index + 1;
-            if (next >= task.sequences_end) {
-                item.exists = 0;
-                return;
-            }
-            item.sequence = read_sequence(p, next);
-            item.head = task.kv_head * group;
-        }
-        find_tiles<Rows, Keys>(item, task, params);
-    }
-    const Sequence& s = item.sequence;
-    item.row = item.tile * Rows;
-    item.rows = minimum(s.rows - item.row, Rows);
-    if (task.is_prefix) {
-        item.turn = task.tile;
-        item.masked = task.first_key + Keys > p.prefix_len;
-    } else {
-        Interval top = s.visible(item.row), bottom = s.visible(item.row + item.rows - 1);
-        item.masked = task.first_key < bottom.first || task.first_key + Keys > top.end;
-        // A caller's upper bound of the lengths may be too low: keys behind it have no tile, and nobody waits for them.
-        item.turn = params.prefix_tiles + minimum(ceil_divide(bottom.end, Keys), params.key_tiles) - 1 - task.tile;
-    }
-    // Rows that do not exist see nothing.
-    item.masked = item.masked || item.rows < Rows;
-    item.dropout_head = static_cast<u32>(s.index) * static_cast<u32>(p.query_heads) + static_cast<u32>(item.head);
-    item.slope = p.flags & kAlibi && !task.is_prefix
-                     ? p.alibi_slopes[static_cast<i64>(s.index) * p.alibi_sequence_stride + item.head]
-                     : 0.0f;
-    item.exists = 1;
-}
-
-// Thread 0 draws a task and finds its first item.
-template <int Rows, int Keys>
-DEVICE void draw_task(BackwardTask& task, const BackwardParams& params) {
-    const Problem& p = params.problem;
-    i32 ticket = fetch_add(params.ticket, 1);
-    const i32 prefix_tasks = p.kv_heads * params.prefix_tiles * params.prefix_groups;
-    task.is_prefix = ticket < prefix_tasks;
-    i32 tiles = task.is_prefix ? params.prefix_tiles : params.key_tiles;
-    i32 index = task.is_prefix ? ticket : ticket - prefix_tasks;
-    task.tile = task.is_prefix ? index % tiles : tiles - 1 - index % tiles;
-    task.first_key = task.tile * Keys;
-    task.kv_head = index / tiles % p.kv_heads;
-    i32 place = index / tiles / p.kv_heads;
-    task.group = place;
-    auto group_begin = [&](i32 group) {
-        return static_cast<i32>(static_cast<i64>(group) * p.sequences / params.prefix_groups);
-    };
-    task.sequence = task.is_prefix ? group_begin(place) : place;
-    task.sequences_end = task.is_prefix ? group_begin(place + 1) : place + 1;
-    BackwardItem& item = task.items[0];
-    item.exists = 0;
-    item.head = task.kv_head * (p.query_heads / p.kv_heads);
-    if (task.sequence < task.sequences_end) {
-        item.sequence = read_sequence(p, task.sequence);
-        find_tiles<Rows, Keys>(item, task, params);
-        seek<Rows, Keys>(item, task, params);
-    }
-}
-
-// Index of a row in the workspace.
-DEVICE i64 workspace_row(const Problem& p, const Sequence& s, i32 head, i32 row) {
-    return (static_cast<i64>(s.batch) * p.query_heads + head) * p.rows + s.row_base + row;
-}
-
 template <class T, int D, int Rows, int Keys, int Warps, int MostShared>
 DEVICE void backward(const BackwardParams& params) {
     using Tile = BackwardTile<T, D, Rows, Keys, Warps, MostShared>;
@@ -203,7 +84,8 @@ DEVICE void backward(const BackwardParams& params) {
     constexpr int ScoreRows = Tile::kScoreRows, NT = ScoreRows / 8, Parts = Tile::kParts;
     constexpr int QB = Tile::kQueryBlocks, QT = Tile::kQueryColumns / 8;
     const Problem& p = params.problem;
-    auto& task = *reinterpret_cast<BackwardTask*>(shared_memory());
+    auto& work = *reinterpret_cast<BackwardWork*>(shared_memory());
+    BackwardTask& task = work.task;
     auto& statistics = *reinterpret_cast<RowStatistics<Rows>*>(shared_memory() + kTaskBytes);
     char* k_tile = shared_memory() + kTaskBytes + Tile::kStatisticsBytes;
     char* v_tile = k_tile + Tile::kKeyBytes;
@@ -219,17 +101,14 @@ DEVICE void backward(const BackwardParams& params) {
     // The warp's columns of a tile. They begin at a multiple of 128 bytes, where swizzling begins anew.
     auto own_columns = [&](const char* tile) { return tile + warp_column * static_cast<int>(sizeof(T)); };
 
-    if (thread == 0) draw_task<Rows, Keys>(task, params);
+    if (thread == 0) draw_task<Rows, Keys>(task, work.items[0], params);
     sync_threads();
 
     auto load_keys = [&](char* to, const Tensor& keys, const Tensor& prefix, const Sequence& s) {
         const Tensor& from = task.is_prefix ? prefix : keys;
-        // Keys that nobody sees are not even loaded.
-        const Interval seen = task.is_prefix ? Interval{0, p.prefix_len} : s.seen();
-        const i32 begin = seen.first - task.first_key, end = seen.end - task.first_key;
-        const T* address = row_address<const T>(from, task.is_prefix ? 0 : s.batch, task.kv_head,
-                                                static_cast<i64>(task.first_key) + (task.is_prefix ? 0 : s.key_base));
-        load_tile<T, D, Keys, Threads, false>(to, address, from.row, begin, end, p.head_dim);
+        const Interval wanted = keys_to_load(p, task, s);
+        const T* address = first_key_address<T>(task, s, from);
+        load_tile<T, D, Keys, Threads, false>(to, address, from.row, wanted.first, wanted.end, p.head_dim);
     };
     auto load_rows = [&](char* to, const Tensor& from, const BackwardItem& item) {
         const Sequence& s = item.sequence;
@@ -238,21 +117,7 @@ DEVICE void backward(const BackwardParams& params) {
             p.head_dim);
     };
     // One row's numbers, read by the thread of that index, and where they are laid down.
-    struct RowNumbers {
-        float lse, weight, constant;
-    };
-    auto read_numbers = [&](const BackwardItem& item) {
-        RowNumbers x{infinity(), 0.0f, 0.0f};
-        if (thread < item.rows) {
-            const Sequence& s = item.sequence;
-            float lse = *element(params.lse, s.batch, item.head, static_cast<i64>(s.row_base) + item.row + thread);
-            i64 at = workspace_row(p, s, item.head, item.row + thread);
-            if (lse != -infinity()) x.lse = lse * kLog2E;
-            x.weight = params.row_factor[at] * (p.flags & kDropout ? p.dropout_scale : 1.0f);
-            x.constant = params.row_constant[at];
-        }
-        return x;
-    };
+    auto read_numbers = [&](const BackwardItem& item) { return read_row_numbers(params, item, thread); };
     auto lay_down = [&](const RowNumbers& x) {
         if (thread < Rows) {
             statistics.lse[thread] = x.lse;
@@ -282,27 +147,27 @@ DEVICE void backward(const BackwardParams& params) {
     float dk[MT][OT][4], dv[MT][OT][4];
     clear(dk);
     clear(dv);
-    if (task.items[0].exists) {
-        load_keys(k_tile, p.k, p.prefix_k, task.items[0].sequence);
-        load_keys(v_tile, p.v, p.prefix_v, task.items[0].sequence);
-        load_rows(q_tile, p.q, task.items[0]);
-        if (Tile::kOwnPlace) load_rows(d_o_tile, params.d_o, task.items[0]);
+    if (work.items[0].exists) {
+        load_keys(k_tile, p.k, p.prefix_k, work.items[0].sequence);
+        load_keys(v_tile, p.v, p.prefix_v, work.items[0].sequence);
+        load_rows(q_tile, p.q, work.items[0]);
+        if (Tile::kOwnPlace) load_rows(d_o_tile, params.d_o, work.items[0]);
         copy_commit();
-        lay_down(read_numbers(task.items[0]));
+        lay_down(read_numbers(work.items[0]));
         copy_wait<0>();
         // Thread 0 keeps the answer in shared memory, to save a register, for the votes to come.
         bool not_finite = sync_threads_or(own_chunks_not_finite<T, D, Keys, Threads>(k_tile));
-        if (thread == 0) task.keys_not_finite = not_finite;
+        if (thread == 0) work.keys_not_finite = not_finite;
     }
 
-    for (int slot = 0; task.items[slot].exists; slot ^= 1) {
-        const BackwardItem& item = task.items[slot];
+    for (int slot = 0; work.items[slot].exists; slot ^= 1) {
+        const BackwardItem& item = work.items[slot];
         if (!Tile::kOwnPlace) {
             load_rows(d_o_tile, params.d_o, item);
             copy_commit();
         }
         if (thread == Threads - 32) {
-            BackwardItem& next = task.items[slot ^ 1];
+            BackwardItem& next = work.items[slot ^ 1];
             next = item;
             ++next.tile;
             seek<Rows, Keys>(next, task, params);
@@ -319,14 +184,7 @@ DEVICE void backward(const BackwardParams& params) {
             }
             probabilities(s, statistics, first_row, exponent_scale(p));
             // Rows of the tile that see the warp's key `i`.
-            auto seen_by = [&](int i) {
-                const Sequence& sequence = item.sequence;
-                i32 key = task.first_key + warp_key + i;
-                bool exists = task.is_prefix ? key < p.prefix_len : key >= sequence.key_start && key < sequence.key_end;
-                Interval rows = task.is_prefix ? Interval{0, sequence.rows} : sequence.seen_by(key);
-                // Of a key that does not exist, an empty one.
-                return Interval{rows.first - item.row, exists ? rows.end - item.row : -1};
-            };
+            auto seen_by = [&](int i) { return rows_that_see(p, task, item, warp_key + i); };
             if (item.masked) {
                 hide(s, first_row, seen_by);
             }
@@ -338,7 +196,7 @@ DEVICE void backward(const BackwardParams& params) {
                 if (first_row == 0) {
                     copy_wait<0>();
                     if (item.masked) {
-                        poisoned = sync_threads_or((thread == 0 && task.keys_not_finite != 0) ||
+                        poisoned = sync_threads_or((thread == 0 && work.keys_not_finite != 0) ||
                                                    own_chunks_not_finite<T, D, Rows, Threads>(q_tile) ||
                                                    own_chunks_not_finite<T, D, Rows, Threads>(d_o_tile));
                     } else {
@@ -358,7 +216,7 @@ DEVICE void backward(const BackwardParams& params) {
                     weighted(nt, [&](const auto& x) { store_scores(v_tile, x, first_row + nt * 8); });
                 }
                 sync_threads();
-                add_visible<T, D>(
+                add_visible<RowTile<T, D>>(
                     dv, own_columns(d_o_tile), 0, first_row, first_row + ScoreRows, lane_index_anew, seen_by,
                     [&](int i, int j) { return to_float(*element_address<T, Rows>(v_tile, warp_key + i, j)); });
                 sync_threads();
@@ -397,7 +255,7 @@ DEVICE void backward(const BackwardParams& params) {
             for (int part = 0; part < Parts; ++part) store_scores(d_s_tile, dp[part], first_row + part * (ScoreRows / Parts));
             if (poisoned) {
                 sync_threads();
-                add_visible<T, D>(
+                add_visible<RowTile<T, D>>(
                     dk, own_columns(q_tile), 0, first_row, first_row + ScoreRows, lane_index_anew, seen_by,
                     [&](int i, int j) { return to_float(*element_address<T, Rows>(d_s_tile, warp_key + i, j)); });
             } else {
@@ -410,7 +268,7 @@ DEVICE void backward(const BackwardParams& params) {
         }
         sync_threads();     // dS and the next item are here; Q's memory is free, and dO's unless dS lies there
 
-        const BackwardItem& next = task.items[slot ^ 1];
+        const BackwardItem& next = work.items[slot ^ 1];
         RowNumbers numbers{};
         if (next.exists) {
             load_rows(q_tile, p.q, next);
@@ -419,9 +277,7 @@ DEVICE void backward(const BackwardParams& params) {
         }
         copy_commit();
         const Sequence& sequence = item.sequence;
-        // A packed sequence begins its counters at row_base / Rows + index, so that no two share one.
-        i32* turn = params.turns + (static_cast<i64>(sequence.batch) * p.query_heads + item.head) * params.turn_tiles +
-                    sequence.row_base / Rows + (sequence.index - sequence.batch) + item.tile;
+        i32* turn = turn_of<Rows>(params, item);
         const bool ordered = !(p.flags & kUnordered);
         // One warp looks for the turn while the others go on.
         if (ordered && thread == 0) {
@@ -430,12 +286,8 @@ DEVICE void backward(const BackwardParams& params) {
         float dq[QB][QT][4];
         clear(dq);
         if (poisoned) {
-            auto visible = [&](int i) {
-                if (task.is_prefix) return Interval{0, p.prefix_len - task.first_key};
-                Interval seen = item.sequence.visible(item.row + query_row + i);
-                return Interval{seen.first - task.first_key, seen.end - task.first_key};
-            };
-            add_visible<T, D>(dq, k_tile, query_column, 0, Keys, lane_index_anew, visible, [&](int i, int j) {
+            auto visible = [&](int i) { return keys_seen_by(p, task, item, query_row + i); };
+            add_visible<RowTile<T, D>>(dq, k_tile, query_column, 0, Keys, lane_index_anew, visible, [&](int i, int j) {
                 return to_float(*element_address<T, Rows>(d_s_tile, j, query_row + i));
             });
         } else {
@@ -470,61 +322,7 @@ DEVICE void backward(const BackwardParams& params) {
         if (ordered && thread == 0) add_release(turn, 1);
     }
 
-    // Keys of the tile, and for the last tile of a sequence those behind it: a caller's upper bound of the lengths may be too
-    // low for the padding.
-    i32 keys = p.prefix_len - task.first_key, clear_end = 0;
-    i32 key_base = 0, batch = 0;
-    if (!task.is_prefix) {
-        const Sequence s = read_sequence(p, task.sequence);
-        keys = s.key_rows - task.first_key;
-        key_base = s.key_base;
-        batch = s.batch;
-        if (task.tile == params.key_tiles - 1) clear_end = keys;
-    }
-    const float value_scale = 1.0f / probability_scale<T>(p);
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            int local = warp_key + fragment_row(mt, half * 2);
-            if (local >= keys) continue;
-            auto scaled_pair = [&](const float(&x)[MT][OT][4], int ot, float scale) {
-                return f32x2{x[mt][ot][half * 2] * scale, x[mt][ot][half * 2 + 1] * scale};
-            };
-            const int column = warp_column + lane_column(), columns = p.head_dim - column;
-            if (task.is_prefix) {
-                float* d_k = params.prefix_partials +
-                             prefix_partial(params, task.group, task.kv_head, task.first_key + local) + column;
-                float* d_v = d_k + prefix_partial_size(params);
-                UNROLL
-                for (int ot = 0; ot < OT; ++ot) {
-                    if (ot * 8 >= columns) continue;
-                    *reinterpret_cast<f32x2*>(d_k + ot * 8) = scaled_pair(dk, ot, p.scale);
-                    *reinterpret_cast<f32x2*>(d_v + ot * 8) = scaled_pair(dv, ot, value_scale);
-                }
-            } else {
-                const i64 key = static_cast<i64>(key_base) + task.first_key + local;
-                T* d_k = row_address<T>(params.d_k, batch, task.kv_head, key) + column;
-                T* d_v = row_address<T>(params.d_v, batch, task.kv_head, key) + column;
-                UNROLL
-                for (int ot = 0; ot < OT; ++ot) {
-                    if (ot * 8 >= columns) continue;
-                    const f32x2 k = scaled_pair(dk, ot, p.scale), v = scaled_pair(dv, ot, value_scale);
-                    store_pair(d_k + ot * 8, k.x, k.y);
-                    store_pair(d_v + ot * 8, v.x, v.y);
-                }
-            }
-        }
-    }
-    NO_UNROLL
-    for (i32 local = Keys + thread / 32; local < clear_end; local += Warps) {
-        i64 key = static_cast<i64>(key_base) + task.first_key + local;
-        NO_UNROLL
-        for (int column = thread % 32; column < p.head_dim; column += 32) {
-            store_element(row_address<T>(params.d_k, batch, task.kv_head, key) + column, 0.0f);
-            store_element(row_address<T>(params.d_v, batch, task.kv_head, key) + column, 0.0f);
-        }
-    }
+    store_key_gradients<T, Keys, Warps>(params, task, dk, dv, warp_key, warp_column, thread);
 }
 
 }  // namespace inducer

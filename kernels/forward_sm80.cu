@@ -21,26 +21,13 @@
 //
 // Symbols are those of src/lib.rs. MT, NT, OT: blocks of 16 rows, of 8 columns of S, of 8 columns of O; `half` and `e` choose within
 // a fragment (core/product.cuh).
+#include "core/forward_task.cuh"
 #include "core/inducer.cuh"
+#include "core/output.cuh"
 #include "core/softmax.cuh"
 #include "list.h"
 
 namespace inducer {
-
-// What a block works on. It lies in shared memory, from where it is read when it is needed: in the main loop every register
-// belongs to a fragment.
-template <int Keys>
-struct ForwardTask {
-    Sequence sequence;
-    KeyTiles<Keys> tiles;
-    i32 head;
-    i32 row, rows;          // first row of the tile, local to the sequence, and how many
-    u32 dropout_head;
-    float slope;            // ALiBi
-    const void *k, *v;      // the head's first key of the sequence
-    const void *prefix_k, *prefix_v;
-};
-constexpr int kTaskBytes = 128;
 
 template <class T, int D, int Rows, int Keys, int Warps>
 struct ForwardTile {
@@ -61,93 +48,6 @@ struct ForwardTile {
     static_assert(Rows % (16 * Warps) == 0 && 2 * Keys >= kStageRows, "a warp owns whole blocks, a stage fits");
 };
 
-// Stores this warp's rows of an accumulator. Rows from `rows` on and columns from head_dim on are not stored.
-template <class T, int MT, int OT>
-DEVICE void store_rows(T* to, i64 stride, const float (&o)[MT][OT][4], int first_row, i32 rows, i32 head_dim) {
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            i32 row = first_row + fragment_row(mt, half * 2);
-            if (row >= rows) continue;
-            UNROLL
-            for (int ot = 0; ot < OT; ++ot) {
-                int column = fragment_column(ot, 0);
-                if (column < head_dim) store_pair(to + row * stride + column, o[mt][ot][half * 2], o[mt][ot][half * 2 + 1]);
-            }
-        }
-    }
-}
-
-// The same for rows of any length and alignment, of which there are `columns`.
-template <class T, int MT, int NT>
-DEVICE void store_elements(T* to, i64 stride, const float (&x)[MT][NT][4], int first_row, i32 rows, i32 columns) {
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int nt = 0; nt < NT; ++nt) {
-            UNROLL
-            for (int e = 0; e < 4; ++e) {
-                const i32 row = first_row + fragment_row(mt, e), column = fragment_column(nt, e);
-                if (row < rows && column < columns) store_element(to + row * stride + column, x[mt][nt][e]);
-            }
-        }
-    }
-}
-
-// store_rows by way of the warp's own rows of `tile`, which is free: whole rows are written, sixteen bytes at a time where memory
-// allows that.
-template <class T, int D, int MT>
-DEVICE void store_rows_staged(T* to, i64 stride, const float (&o)[MT][D / 8][4], char* tile, int first_row, i32 rows,
-                              i32 head_dim) {
-    constexpr int chunks = D / kPerChunk<T>;
-    sync_warp();
-    UNROLL
-    for (int mt = 0; mt < MT; ++mt) {
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            UNROLL
-            for (int ot = 0; ot < D / 8; ++ot) {
-                store_pair(element_address<T, D>(tile, first_row + fragment_row(mt, half * 2), fragment_column(ot, 0)),
-                           o[mt][ot][half * 2], o[mt][ot][half * 2 + 1]);
-            }
-        }
-    }
-    sync_warp();
-    const bool whole = (reinterpret_cast<u64>(to) | static_cast<u64>(stride) * sizeof(T)) % 16 == 0;
-#pragma unroll 4
-    for (int i = lane_index(); i < MT * 16 * chunks; i += 32) {
-        const int row = first_row + i / chunks, chunk = i % chunks;
-        if (row >= rows || chunk * kPerChunk<T> >= head_dim) continue;
-        const u32x4 x = *reinterpret_cast<const u32x4*>(chunk_address<T, D>(tile, row, chunk));
-        u32* at = reinterpret_cast<u32*>(to + row * stride + chunk * kPerChunk<T>);
-        if (whole) {
-            *reinterpret_cast<u32x4*>(at) = x;
-        } else {
-            at[0] = x.x, at[1] = x.y, at[2] = x.z, at[3] = x.w;
-        }
-    }
-}
-
-// Rows that belong to no sequence: O, U, attn become 0, lse −∞. `begin` to `end` are rows of the tensors.
-template <class T, int Threads>
-DEVICE void clear_rows(const ForwardParams& params, i32 batch, i32 head, i32 begin, i32 end) {
-    const Problem& p = params.problem;
-    int thread = static_cast<int>(thread_index());
-    for (i32 row = begin + thread / 32; row < end; row += Threads / 32) {
-        for (int column = thread % 32; column < p.head_dim; column += 32) {
-            store_element(row_address<T>(params.o, batch, head, row) + column, 0.0f);
-            if (params.attn.data != nullptr) store_element(row_address<T>(params.attn, batch, head, row) + column, 0.0f);
-        }
-        if (params.u.data != nullptr) {
-            for (int j = thread % 32; j < p.value.rank; j += 32) {
-                store_element(row_address<T>(params.u, batch, head, row) + j, 0.0f);
-            }
-        }
-        if (params.lse.data != nullptr && thread % 32 == 0) *element(params.lse, batch, head, row) = -infinity();
-    }
-}
-
 // Takes the virtual token into O, which is attn before, and stores U where it is wanted. Two passes over the adapters' ranks: the
 // key's for s0, hence λ, then the value's. One loop, as every block goes through this code once, and fetching it is most of what it
 // costs. Where both adapters have room, their first ranks are staged between the same two barriers. `stages` is where K and V were.
@@ -158,7 +58,7 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
     constexpr int Threads = Tile::kThreads;
     const Problem& p = params.problem;
     const Sequence& s = task.sequence;
-    const bool given = p.key_kind == kKeyLogitPerHead || p.key_kind == kKeyLogitPerToken;
+    const bool given = is_given(p);
     float dot[MT][2] = {}, weight[MT][2];       // Q·P of the rows, in parts; m₀λ
     // Where an adapter is staged: the key's is 0, the value's 1.
     auto stage_of = [&](int which) { return stages + (Tile::kBothStages ? which * kStageRows * kRowBytes<T, D> : 0); };
@@ -171,19 +71,7 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
         if (is_value) {
             const bool keeps_rest = p.value_kind == kValueDirect || p.value_kind == kValueZero;
             float rest[MT][2];
-            UNROLL
-            for (int mt = 0; mt < MT; ++mt) {
-                UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const i32 at = minimum(task.row + warp_row + fragment_row(mt, half * 2), s.rows - 1);
-                    const float product = row_sum(dot[mt][half]);
-                    const float s0 =
-                        given ? given_logit<T>(p, s, task.head, at) : product * (adaptive_factor(p, s, at) * p.scale);
-                    const auto w = VirtualWeight::of<T>(s0, lse[mt][half]);
-                    weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, task.dropout_head, at) : 1.0f);
-                    rest[mt][half] = w.rest;
-                }
-            }
+            virtual_weights<T>(weight, rest, dot, lse, p, s, task.head, task.row + warp_row, task.dropout_head);
             if (keeps_rest) scale_rows(o, rest);
         }
         const i32 ranks = ranks_and_bias(adapter);
@@ -196,7 +84,8 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
                 const int last = with_value ? 1 : pass;
                 NO_UNROLL
                 for (int which = pass; which <= last; ++which) {
-                    stage_adapter<T, D, Threads, 4>(stage_of(which), which == 0 ? p.key : p.value, task.head, rank, p.head_dim);
+                    stage_adapter<RowTile<T, D>, Threads, 4>(stage_of(which), which == 0 ? p.key : p.value, task.head, rank,
+                                                             p.head_dim);
                 }
                 value_is_staged = value_is_staged || with_value;
                 sync_threads();
@@ -210,18 +99,7 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
                 float w[MT][kChunkTiles][4];
                 clear(w);
                 RowsByRows<T, D, MT, kChunkTiles, 1>::add(w, q_tile, warp_row, stage, kChunk);
-                UNROLL
-                for (int mt = 0; mt < MT; ++mt) {
-                    UNROLL
-                    for (int nt = 0; nt < kChunkTiles; ++nt) {
-                        UNROLL
-                        for (int e = 0; e < 4; ++e) {
-                            // Where there is no rank, W is what an infinite Q makes of zeros.
-                            const bool exists = rank + fragment_column(nt, e) < ranks;
-                            dot[mt][e / 2] = fused_multiply_add(unit[mt][nt][e], exists ? w[mt][nt][e] : 0.0f, dot[mt][e / 2]);
-                        }
-                    }
-                }
+                add_products_of_units(dot, unit, w, rank, ranks);
                 continue;
             }
             scale_rows(unit, weight);
@@ -246,36 +124,12 @@ DEVICE void forward(const ForwardParams& params) {
     char* k_tile = q_tile + Tile::kQueryBytes;
     char* v_tile = k_tile + Tile::kKeyBytes;
 
-    {
-        // Tiles of one head are neighbours, so that their blocks share K and V in the L2 cache; the last rows, which see the
-        // most where the mask is causal, go first.
-        const i32 tile = params.row_tiles - 1 - static_cast<i32>(block_x() % static_cast<u32>(params.row_tiles));
-        const i32 pair = static_cast<i32>(block_x() / static_cast<u32>(params.row_tiles));
-        const i32 head = pair % p.query_heads;
-        const Sequence s = read_sequence(p, pair / p.query_heads);
-        const i32 row = tile * Rows;
-        // A caller's upper bound of the lengths may be too low for the padding: the last tile takes all that is left of it.
-        const i32 padding_end = tile == params.row_tiles - 1 ? s.padding_end : minimum(row + Rows, s.padding_end);
-        clear_rows<T, Threads>(params, s.batch, head, s.row_base + maximum(row, s.rows), s.row_base + padding_end);
-        const i32 rows = minimum(s.rows - row, Rows);
-        if (rows <= 0) return;
-        if (thread_index() == 0) {
-            task.sequence = s;
-            task.tiles = KeyTiles<Keys>(p, s, row, rows);
-            task.head = head;
-            const i32 kv_head = head / (p.query_heads / p.kv_heads);
-            task.k = row_address<const T>(p.k, s.batch, kv_head, s.key_base);
-            task.v = row_address<const T>(p.v, s.batch, kv_head, s.key_base);
-            task.prefix_k = row_address<const T>(p.prefix_k, 0, kv_head, 0);
-            task.prefix_v = row_address<const T>(p.prefix_v, 0, kv_head, 0);
-            task.row = row;
-            task.rows = rows;
-            task.dropout_head = static_cast<u32>(s.index) * static_cast<u32>(p.query_heads) + static_cast<u32>(head);
-            task.slope =
-                p.flags & kAlibi ? p.alibi_slopes[static_cast<i64>(s.index) * p.alibi_sequence_stride + head] : 0.0f;
-        }
-        sync_threads();
-    }
+    // Tiles of one head are neighbours, so that their blocks share K and V in the L2 cache; the last rows, which see the most
+    // where the mask is causal, go first.
+    const u32 row_tiles = static_cast<u32>(params.row_tiles);
+    const TilePlace place = {params.row_tiles - 1 - static_cast<i32>(block_x() % row_tiles), static_cast<i32>(block_x() / row_tiles)};
+    if (!begin_task<T, Rows, Threads>(task, params, place, static_cast<int>(thread_index()))) return;
+    sync_threads();
     const Sequence& s = task.sequence;
     const int warp_row = warp_index() * MT * 16;
     const float scale = exponent_scale(p);
@@ -386,8 +240,8 @@ DEVICE void forward(const ForwardParams& params) {
 
     if (p.key_kind != kKeyNone) add_virtual_token<Tile, T, D>(o, lse, params, task, q_tile, k_tile, warp_row);
     // Q is not needed any more.
-    store_rows_staged<T, D>(row_address<T>(params.o, s.batch, task.head, first_row), params.o.row, o, q_tile, warp_row, task.rows,
-                            p.head_dim);
+    store_rows_staged<RowTile<T, D>>(row_address<T>(params.o, s.batch, task.head, first_row), params.o.row, o, q_tile, warp_row,
+                                     task.rows, p.head_dim);
 }
 
 }  // namespace inducer

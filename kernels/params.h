@@ -89,8 +89,10 @@ struct ForwardParams {
     Tensor u;               // [B, Hq, N, r_v], extended value only
     Tensor attn;            // null: not wanted
     Strided lse;            // data null: not wanted
-    int32_t row_tiles;      // blocks along a sequence: ceil(longest possible sequence / rows of a tile)
-    int32_t padding;
+    int32_t row_tiles;      // tiles along a sequence: ceil(longest possible sequence / rows of a tile)
+    int32_t pairs;          // of sequence and head: row_tiles · pairs tiles in all
+    int32_t blocks;         // of the grid
+    int32_t group;          // pairs whose keys are worked on at a time, where blocks take several tiles
 };
 
 // Where the gradients of an adapter go, f32: like Adapter. `data` null: not wanted.

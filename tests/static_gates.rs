@@ -9,7 +9,7 @@ use std::path::Path;
 
 use inducer_attention::DType;
 use inducer_attention::cuda::compiler_report;
-use inducer_attention::cuda::kernels::{KERNELS, Kernel, MOST_SHARED, Pass, WIDE_SHARED};
+use inducer_attention::cuda::kernels::{Abilities, KERNELS, Kernel, Pass, Tier};
 
 const BUDGET: &str = "kernels/budget.txt";
 
@@ -46,7 +46,10 @@ fn report() -> Option<Report> {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             let mut quoted = rest.split('\'');
             let name = quoted.next().expect("a name");
-            let target = quoted.nth(1).and_then(|t| t.strip_prefix("sm_")?.parse().ok()).expect("a target");
+            let target = quoted
+                .nth(1)
+                .and_then(|t| t.strip_prefix("sm_")?.trim_end_matches('a').parse().ok())
+                .expect("a target");
             let kernel = KERNELS.iter().find(|k| k.name == name);
             let kernel = kernel.unwrap_or_else(|| panic!("{name} is not in kernels/list.h"));
             at = Some((kernel.name, target));
@@ -182,13 +185,15 @@ fn registers_and_shared_memory_stay_within_the_budget() {
     assert!(over.is_empty(), "over {BUDGET}:\n{over}");
 }
 
-/// Bytes of shared memory that a block may have on the devices that run code for a target; both kinds where there are both, and
-/// for targets that are not known here.
-fn shared_memory_of(target: u32) -> &'static [u32] {
+/// What the devices that run code for a target have; both kinds where there are both, and for targets that are not known here. On
+/// Hopper, its own kernels run if they are asked for.
+fn devices_of(target: u32) -> &'static [Abilities] {
+    const MUCH: Abilities = Abilities { hopper: false, ..Abilities::HOPPER };
     match target {
-        86 | 89 | 120 | 121 => &[MOST_SHARED],
-        90 | 100 | 103 => &[227 * 1024],
-        _ => &[MOST_SHARED, WIDE_SHARED],
+        86 | 89 | 120 | 121 => &[Abilities::COMMON],
+        90 => &[MUCH, Abilities::HOPPER],
+        100 | 103 => &[MUCH],
+        _ => &[Abilities::COMMON, Abilities::WIDE],
     }
 }
 
@@ -196,10 +201,10 @@ fn shared_memory_of(target: u32) -> &'static [u32] {
 fn every_device_finds_its_kernels_and_code_holds_no_others() {
     let Some(report) = report() else { return };
     for target in report.keys().map(|key| key.1).collect::<BTreeSet<_>>() {
-        let chosen = |k: &Kernel, shared| Kernel::find(k.pass, k.dtype, k.head_dim as usize, shared).unwrap();
-        let sizes = shared_memory_of(target).iter();
+        let chosen = |k: &Kernel, device| Kernel::find(k.pass, k.dtype, k.head_dim as usize, device).unwrap();
+        let devices = devices_of(target).iter();
         let needed: BTreeSet<&str> =
-            sizes.flat_map(|&shared| KERNELS.iter().map(move |k| chosen(k, shared).name)).collect();
+            devices.flat_map(|&device| KERNELS.iter().map(move |k| chosen(k, device).name)).collect();
         let held: BTreeSet<&str> = report.keys().filter(|key| key.1 == target).map(|key| key.0).collect();
         assert_eq!(held, needed, "sm_{target}");
     }
@@ -216,14 +221,26 @@ fn sixteen_bit_kernels_use_tensor_cores() {
             .filter(|path| path.to_string_lossy().ends_with(&format!(".sm_{target}.cubin")))
             .find_map(|path| instructions(&path, name));
         let code = file.unwrap_or_else(|| panic!("no cubin for sm_{target} holds {name}"));
-        let products = code.iter().filter(|&&opcode| opcode == HMMA).count();
-        let expected = kernel(name).dtype != DType::F32;
-        assert_eq!(products > 0, expected, "{name} on sm_{target}: {products} HMMA instructions");
+        let count = |wanted: u16| code.iter().filter(|&&opcode| opcode == wanted).count();
+        let (products, of_warpgroups) = (count(HMMA), count(HGMMA[0]) + count(HGMMA[1]));
+        let uses = (products > 0, of_warpgroups > 0);
+        let expected = match kernel(name) {
+            Kernel { dtype: DType::F32, .. } => (false, false),
+            Kernel { tier: Tier::Hopper, .. } => (false, true),
+            _ => (true, false),
+        };
+        assert_eq!(
+            uses, expected,
+            "{name} on sm_{target}: {products} HMMA and {of_warpgroups} HGMMA instructions"
+        );
     }
 }
 
 /// Opcode of HMMA, the product of 16-bit matrices, since Volta.
 const HMMA: u16 = 0x23c;
+
+/// Opcodes of HGMMA, the same of a warpgroup: the left matrix in registers, or in shared memory.
+const HGMMA: [u16; 2] = [0x9f0, 0xdf0];
 
 /// Opcodes of a kernel's code, the low 12 bits of each 16-byte instruction; `None` if the cubin, an ELF file, does not hold it.
 fn instructions(cubin: &Path, name: &str) -> Option<Vec<u16>> {

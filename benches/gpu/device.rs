@@ -49,12 +49,13 @@ impl Device {
         Ok(Self { stream: context.default_stream(), card, cuda: version, monitor, context })
     }
 
-    /// Loads the kernels.
+    /// Loads the kernels; chooses those for Hopper alone, where they can be chosen, if `hopper`.
     ///
     /// # Errors
     /// What is missing.
-    pub(crate) fn engine(&self) -> inducer_attention::Result<Engine> {
-        Engine::new(&self.context)
+    pub(crate) fn engine(&self, hopper: bool) -> inducer_attention::Result<Engine> {
+        let engine = Engine::new(&self.context)?;
+        Ok(if hopper { engine.with_hopper_kernels() } else { engine })
     }
 
     /// What the program prints of the card.

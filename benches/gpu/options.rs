@@ -22,6 +22,7 @@ cargo bench --features cuda --bench gpu -- [OPTIONS] [FILTER]...
                    (default: 0.5 with --quick, 5 with --full, otherwise 2)
   --json FILE      write the results to FILE as well, after every line
   --gpu N          the card's number (default: 0)
+  --hopper         on a Hopper card, the kernels that are for it alone
   --static         the table of registers, spills and shared memory alone, which needs no GPU
   --once LABEL     launch the one call that LABEL names, a single time, and measure nothing: for ncu. With the inducer;
                    the word 'off' in LABEL leaves it out
@@ -70,6 +71,8 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     /// The card's number.
     pub(crate) gpu: usize,
+    /// Kernels for Hopper, where the card is one.
+    pub(crate) hopper: bool,
     /// No GPU is an error.
     pub(crate) require_gpu: bool,
 }
@@ -90,6 +93,7 @@ impl Options {
             budget: Duration::ZERO,
             json: None,
             gpu: 0,
+            hopper: false,
             require_gpu: false,
         };
         while let Some(argument) = arguments.next() {
@@ -117,6 +121,7 @@ impl Options {
                 "--serve" => options.set_task(Task::Serve)?,
                 "--info" => options.set_task(Task::Info)?,
                 "--once" => options.set_task(Task::Once(words(&value).collect()))?,
+                "--hopper" => options.hopper = true,
                 "--require-gpu" => options.require_gpu = true,
                 "--quick" | "--full" => {
                     let wanted = if name == "--quick" { Extent::Quick } else { Extent::Full };

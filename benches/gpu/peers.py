@@ -21,6 +21,7 @@ import time
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
 PARSER.add_argument("--bench", required=True, metavar="FILE", help="the executable of `cargo bench --bench gpu`")
 PARSER.add_argument("--json", metavar="FILE", help="write the results there, after every case")
+PARSER.add_argument("--hopper", action="store_true", help="our kernels that are for Hopper alone")
 PARSER.add_argument("--rounds", type=int, default=3, help="per case (default 3)")
 PARSER.add_argument("--seconds", type=float, default=60, help="begin no case after that long (default 60)")
 PARSER.add_argument("--only", metavar="WORDS", default="", help="only cases whose label has all these words")
@@ -46,8 +47,8 @@ def label(case):
 class Ours:
     """The bench, answering labels with measurements."""
 
-    def __init__(self, path):
-        command = [path, "--serve", "--seconds", "0.3"]
+    def __init__(self, path, options):
+        command = [path, "--serve", "--seconds", "0.3", *options]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def measure(self, text):
@@ -172,7 +173,7 @@ def main():
         return 3
     report = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "results": []}
     print(f"torch {torch.__version__}, cuDNN {report['cudnn']}; TFLOP/s of the attention products; ratios are our speed over theirs")
-    ours, start, failures = Ours(arguments.bench), time.perf_counter(), 0
+    ours, start, failures = Ours(arguments.bench, ["--hopper"] if arguments.hopper else []), time.perf_counter(), 0
     for case in CASES:
         words = label(case).split()
         if not all(word in words for word in arguments.only.split()):

@@ -24,7 +24,8 @@ pub(crate) fn parse(report: &str) -> Vec<Usage> {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             let mut quoted = rest.split('\'');
             let kernel = quoted.next().unwrap_or_default().to_owned();
-            let target = quoted.nth(1).and_then(|t| t.strip_prefix("sm_")?.parse().ok());
+            let target =
+                quoted.nth(1).and_then(|t| t.strip_prefix("sm_")?.trim_end_matches('a').parse().ok());
             all.push(Usage { kernel, target: target.unwrap_or_default(), ..Usage::default() });
         }
         let Some(usage) = all.last_mut() else { continue };

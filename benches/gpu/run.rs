@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let engine = match device.engine() {
+    let engine = match device.engine(options.hopper) {
         Ok(engine) => engine,
         Err(error) => return without_gpu(options, &error.to_string()),
     };

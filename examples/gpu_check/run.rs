@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::process::{self, Ended};
-use crate::steps::{self, Outcome, Step};
+use crate::steps::{self, Kernels, Outcome, Step};
 use crate::summary::{Row, Summary};
 
 /// All of it, with a margin for what lies between the steps.
@@ -21,7 +21,7 @@ const TAIL: usize = 40;
 ///
 /// # Errors
 /// That the results cannot be written.
-pub(crate) fn run(folder: &Path, file: &Path) -> Result<bool, String> {
+pub(crate) fn run(folder: &Path, file: &Path, kernels: Kernels) -> Result<bool, String> {
     let start = Instant::now();
     let mut logs = file.as_os_str().to_owned();
     logs.push(".logs");
@@ -47,7 +47,7 @@ pub(crate) fn run(folder: &Path, file: &Path) -> Result<bool, String> {
     summary.rows.push(row);
     summary.write(false)?;
 
-    for next in steps::all(folder, &summary.bench, &summary.peers) {
+    for next in steps::all(folder, &summary.bench, &summary.peers, kernels) {
         summary.rows.push(step(next, has_gpu, LIMIT.saturating_sub(start.elapsed()), logs));
         summary.write(false)?;
     }

@@ -1,10 +1,16 @@
 #!/bin/sh
 # Checks and times the CUDA kernels on this machine's GPU. Ends within eight minutes; needs neither Rust nor a network.
 #
-#     ./run.sh [RESULTS]      results go to RESULTS, gpu-check.json if none is named
+#     ./run.sh [--hopper] [RESULTS]
 #
+# Results go to RESULTS, gpu-check.json if none is named. With --hopper, the kernels that are for Hopper alone are checked.
 # The exit status is 0 only if there is a GPU and every step passed.
 folder=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+mode=--run
+if [ "${1:-}" = --hopper ]; then
+    mode=--hopper
+    shift
+fi
 results=${1:-gpu-check.json}
 
 # Whatever happens from here on, there are results to read.
@@ -20,7 +26,7 @@ case "$(uname -s)-$(uname -m)" in
 esac
 # Archives may lose the mode.
 chmod +x "$folder"/bin/* 2> /dev/null
-"$folder/bin/gpu_check" --run "$folder" "$results"
+"$folder/bin/gpu_check" "$mode" "$folder" "$results"
 status=$?
 if [ ! -s "$results" ]; then
     fail "the executables do not start here; they need glibc @GLIBC@ or newer"

@@ -48,14 +48,28 @@ impl Outcome {
     }
 }
 
+/// Which kernels are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// Those that every GPU can run.
+    All,
+    /// Those for Hopper alone.
+    Hopper,
+}
+
 /// All steps for a folder; the bench writes to `bench`, the comparison to `peers`.
-pub(crate) fn all(folder: &Path, bench: &Path, peers: &Path) -> Vec<Step> {
+pub(crate) fn all(folder: &Path, bench: &Path, peers: &Path, kernels: Kernels) -> Vec<Step> {
+    // The tests' name of the backend; an option for the bench.
+    let (backend, option) = match kernels {
+        Kernels::All => ("gpu", None),
+        Kernels::Hopper => ("hopper", Some("--hopper")),
+    };
     let bin = folder.join("bin");
     let mut steps = Vec::new();
     for test in TESTS.iter().filter(|test| bin.join(test).is_file()) {
         let mut command = Command::new(bin.join(test));
         // The processor's engine and the emulator have their tests elsewhere.
-        command.env("INDUCER_ATTENTION_TEST_BACKENDS", "gpu").env("INDUCER_ATTENTION_REQUIRE_GPU", "1");
+        command.env("INDUCER_ATTENTION_TEST_BACKENDS", backend).env("INDUCER_ATTENTION_REQUIRE_GPU", "1");
         // Output of the probes: the errors that were found.
         command.env("RUST_BACKTRACE", "0").args(["--nocapture", "--test-threads", "4"]);
         let limit = match *test {
@@ -70,7 +84,7 @@ pub(crate) fn all(folder: &Path, bench: &Path, peers: &Path) -> Vec<Step> {
         let mut command = Command::new(sanitizer().unwrap_or_else(|| "compute-sanitizer".into()));
         command.args(["--tool", tool, "--error-exitcode", "9"]);
         // An engine asks each module for a kernel until one has it; the driver's "not found" is no error of ours.
-        command.args(["--report-api-errors", "no"]).arg(bin.join("gpu")).arg("--smoke");
+        command.args(["--report-api-errors", "no"]).arg(bin.join("gpu")).arg("--smoke").args(option);
         steps.push(Step { name: format!("sanitizer {tool}"), command, limit, tells: false });
     }
     let mut command = Command::new("python3");
@@ -80,10 +94,11 @@ pub(crate) fn all(folder: &Path, bench: &Path, peers: &Path) -> Vec<Step> {
         .arg("--bench")
         .arg(bin.join("gpu"))
         .arg("--json")
-        .arg(peers);
+        .arg(peers)
+        .args(option);
     steps.push(Step { name: "peers".into(), command, limit: 75, tells: false });
     let mut command = Command::new(bin.join("gpu"));
-    command.args(["--require-gpu", "--seconds", "1.5", "--json"]).arg(bench);
+    command.args(["--require-gpu", "--seconds", "1.5", "--json"]).arg(bench).args(option);
     steps.push(Step { name: "bench".into(), command, limit: 80, tells: true });
     steps
 }
@@ -134,7 +149,7 @@ mod tests {
         for test in TESTS {
             std::fs::write(folder.join("bin").join(test), "").unwrap();
         }
-        let steps = all(&folder, Path::new("bench.json"), Path::new("peers.json"));
+        let steps = all(&folder, Path::new("bench.json"), Path::new("peers.json"), Kernels::All);
         std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(steps.len(), TESTS.len() + 6);
         let seconds: u64 = CARD + steps.iter().map(|step| step.limit).sum::<u64>();

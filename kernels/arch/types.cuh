@@ -10,7 +10,7 @@
 // The entry of a kernel: its name, the struct it takes, threads of a block, blocks that a multiprocessor should hold, bytes of
 // dynamic shared memory.
 #define KERNEL(name, Params, threads, blocks, shared_bytes) \
-    static_assert((shared_bytes) <= 163 * 1024, "no GPU gives a block of sm_80 more"); \
+    static_assert((shared_bytes) <= 227 * 1024, "no GPU gives a block more"); \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)
 #else
 #include "../emulator/prelude.h"

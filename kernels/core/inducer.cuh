@@ -62,8 +62,9 @@ struct ParametersOneByOne {
 
 // stage_adapter for parameters that are read as `Parameters` says, `AtOnce` fours of each weight before the first is needed. Blocks
 // wait for it, most of them once; the code is short, as it is fetched for that one time.
-template <class T, class Parameters, int D, int Threads, int AtOnce>
+template <class Tile, class Parameters, int Threads, int AtOnce>
 DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
+    constexpr int D = Tile::kColumns;
     constexpr int each = D * kChunk / 4 / Threads;      // fours of a thread
     constexpr int batch = each < AtOnce ? each : AtOnce;
     static_assert(D * kChunk % (4 * Threads) == 0 && D % 4 == 0, "threads have the same number of fours");
@@ -94,13 +95,13 @@ DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 
         for (int i = 0; i < batch; ++i) {
             const int at = first + i * Threads, column = at % D, j = at / D * 4;
             UNROLL
-            for (int k = 0; k < 4; ++k) store_element(element_address<T, D>(stage, j + k, column), to_float(a[i].x[k]));
+            for (int k = 0; k < 4; ++k) store_element(Tile::element(stage, j + k, column), to_float(a[i].x[k]));
         }
         if (!has_up) continue;
         UNROLL
         for (int i = 0; i < batch; ++i) {
             const int at = first + i * Threads, column = at % (D / 4) * 4, j = at / (D / 4);
-            T* to = element_address<T, D>(stage, kChunk + j, column);
+            auto* to = Tile::element(stage, kChunk + j, column);
             store_pair(to, to_float(b[i].x[0]), to_float(b[i].x[1]));
             store_pair(to + 2, to_float(b[i].x[2]), to_float(b[i].x[3]));
         }
@@ -122,19 +123,20 @@ DEVICE i32 ranks_and_bias(const Adapter& adapter) { return adapter.rank + (adapt
 
 // Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. All threads of the
 // block take part; a barrier must follow. `AtOnce`: as many as there are registers for.
-template <class T, int D, int Threads, int AtOnce>
+template <class Tile, int Threads, int AtOnce>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
+    using T = typename Tile::T;
     if (adapter.is_f32 && in_fours<float>(adapter)) {
-        stage_adapter_of<T, ParametersInFours<float>, D, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
+        stage_adapter_of<Tile, ParametersInFours<float>, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
         return;
     }
     if constexpr (sizeof(T) == 2) {
         if (!adapter.is_f32 && in_fours<T>(adapter)) {
-            stage_adapter_of<T, ParametersInFours<T>, D, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
+            stage_adapter_of<Tile, ParametersInFours<T>, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
             return;
         }
     }
-    stage_adapter_of<T, ParametersOneByOne<T>, D, Threads, 1>(stage, adapter, head, rank, head_dim);
+    stage_adapter_of<Tile, ParametersOneByOne<T>, Threads, 1>(stage, adapter, head, rank, head_dim);
 }
 
 // tanh z = 1 − 2 / (1 + exp(2z)), good to 1e-6 of its value, which is enough where it is rounded to 16 bits: where the difference
@@ -255,5 +257,45 @@ struct VirtualWeight {
         return {off ? 0.0f : sigmoid<T>(s0 - lse), off ? 1.0f : sigmoid<T>(lse - s0)};
     }
 };
+
+// Whether the virtual key is a logit, which comes from the caller.
+DEVICE bool is_given(const Problem& p) { return p.key_kind == kKeyLogitPerHead || p.key_kind == kKeyLogitPerToken; }
+
+// u·W of ranks `rank` on, of `ranks` in all, to the sums of rows, in parts.
+template <int MT>
+DEVICE void add_products_of_units(float (&dot)[MT][2], const float (&unit)[MT][kChunkTiles][4], const float (&w)[MT][kChunkTiles][4],
+                                  i32 rank, i32 ranks) {
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int nt = 0; nt < kChunkTiles; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                // Where there is no rank, W is what an infinite Q makes of zeros.
+                const bool exists = rank + fragment_column(nt, e) < ranks;
+                dot[mt][e / 2] = fused_multiply_add(unit[mt][nt][e], exists ? w[mt][nt][e] : 0.0f, dot[mt][e / 2]);
+            }
+        }
+    }
+}
+
+// m₀λ and 1 − λ of a warp's rows, from `first_row` on. `dot` is Q·P in parts, lane by lane, where no logits are given.
+template <class T, int MT>
+DEVICE void virtual_weights(float (&weight)[MT][2], float (&rest)[MT][2], const float (&dot)[MT][2], const float (&lse)[MT][2],
+                            const Problem& p, const Sequence& s, i32 head, i32 first_row, u32 dropout_head) {
+    const bool given = is_given(p);
+    UNROLL
+    for (int mt = 0; mt < MT; ++mt) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const i32 at = minimum(first_row + fragment_row(mt, half * 2), s.rows - 1);
+            const float product = row_sum(dot[mt][half]);
+            const float s0 = given ? given_logit<T>(p, s, head, at) : product * (adaptive_factor(p, s, at) * p.scale);
+            const auto w = VirtualWeight::of<T>(s0, lse[mt][half]);
+            weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, dropout_head, at) : 1.0f);
+            rest[mt][half] = w.rest;
+        }
+    }
+}
 
 }  // namespace inducer

@@ -23,6 +23,10 @@ DEVICE int warp_index() { return static_cast<int>(thread_index() / 32); }
 DEVICE int lane_row() { return lane_index() / 4; }
 DEVICE int lane_column() { return lane_index() % 4 * 2; }
 
+// Row and column of an accumulator's element, local to the warp's first.
+DEVICE int fragment_row(int mt, int e) { return mt * 16 + e / 2 * 8 + lane_row(); }
+DEVICE int fragment_column(int nt, int e) { return nt * 8 + lane_column() + e % 2; }
+
 // Sum and maximum over the four lanes that share a row.
 DEVICE float row_sum(float x) {
     x += shuffle_xor(x, 1);
@@ -318,7 +322,7 @@ struct ColumnsByTile<float, DA, D, MT, NT, Rows> {
 // to be left out one by one. `visible(i)` gives the rows of the tile that row i of the warp's result takes in, `left(i, j)` what
 // multiplies row j there. Only rows `begin` to `end` are taken in. `lane_of`: lane_index, or lane_index_anew where a lane's number is
 // one register too many. Slow, and rare: one loop, as laid out block by block this would be a third of a kernel's code.
-template <class T, int D, int MT, int NT, class Lane, class Visible, class Left>
+template <class Tile, int MT, int NT, class Lane, class Visible, class Left>
 DEVICE void add_visible(float (&c)[MT][NT][4], const char* tile, int column, int begin, int end, Lane lane_of, Visible visible,
                         Left left) {
     NO_UNROLL
@@ -330,7 +334,7 @@ DEVICE void add_visible(float (&c)[MT][NT][4], const char* tile, int column, int
         NO_UNROLL
         for (int j = first; j < last; ++j) {
             const float a = left(i, j);
-            const T* b = element_address<T, D>(tile, j, column + block % NT * 8 + lane % 4 * 2);
+            const auto* b = Tile::element(tile, j, column + block % NT * 8 + lane % 4 * 2);
             x = fused_multiply_add(a, to_float(b[0]), x);
             y = fused_multiply_add(a, to_float(b[1]), y);
         }
@@ -365,8 +369,8 @@ DEVICE void add_visible_staged(float (&c)[MT][NT][4], const float (&p)[MT][KT][4
         }
     }
     sync_warp();
-    add_visible<T, D>(c, tile, 0, 0, keys, lane_index, visible,
-                      [&](int i, int j) { return to_float(scratch[i * keys + j]); });
+    add_visible<RowTile<T, D>>(c, tile, 0, 0, keys, lane_index, visible,
+                               [&](int i, int j) { return to_float(scratch[i * keys + j]); });
 }
 
 }  // namespace inducer

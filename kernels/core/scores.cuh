@@ -17,10 +17,6 @@ struct ScoreContext {
     i32 first_key;      // of the tile, local to its source
 };
 
-// Row of an accumulator's element, local to the warp's first.
-DEVICE int fragment_row(int mt, int e) { return mt * 16 + e / 2 * 8 + lane_row(); }
-DEVICE int fragment_column(int nt, int e) { return nt * 8 + lane_column() + e % 2; }
-
 // What multiplies a score inside exp2. Where scores are transformed one by one they are already scaled.
 DEVICE float exponent_scale(const Problem& p) { return p.flags & kTransform ? kLog2E : p.scale * kLog2E; }
 

@@ -38,6 +38,37 @@ struct OnlineSoftmax {
         return maximum == -infinity() ? 0.0f : multiply(maximum, scale);
     }
 
+    // Takes in a row's part of a tile of scores, which become probabilities up to the row's factor. Returns what O is to be scaled
+    // by; says in `moved` if that is not 1. Collective.
+    template <int NT>
+    DEVICE float update_row(float (&s)[NT][4], int mt, int half, float scale, float slack, bool& moved) {
+        const float before = maximum[mt][half];
+        float largest = before;
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            largest = ::fmaxf(largest, ::fmaxf(s[nt][half * 2], s[nt][half * 2 + 1]));
+        }
+        largest = row_maximum(largest);
+        const bool moves = before == -infinity() ? largest != before : multiply(largest - before, scale) > slack;
+        if (!moves) largest = before;
+        const float now = reference(largest, scale);
+        const float factor = exp2_fast(before == -infinity() ? before : multiply(before, scale) - now);
+        moved |= moves;
+        maximum[mt][half] = largest;
+        float total = 0.0f;
+        UNROLL
+        for (int nt = 0; nt < NT; ++nt) {
+            UNROLL
+            for (int e = 0; e < 2; ++e) {
+                float& x = s[nt][half * 2 + e];
+                x = exp2_fast(fused_multiply_add(x, scale, -now));
+                total += x;
+            }
+        }
+        sum(mt, half) = fused_multiply_add(sum(mt, half), factor, total);
+        return factor;
+    }
+
     // Takes in a tile of scores, which become probabilities up to the row's factor; scales o to the new reference.
     template <int NT, int OT>
     DEVICE void update(float (&s)[MT][NT][4], float (&o)[MT][OT][4], float scale) {
@@ -46,32 +77,7 @@ struct OnlineSoftmax {
         UNROLL
         for (int mt = 0; mt < MT; ++mt) {
             UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const float before = maximum[mt][half];
-                float largest = before;
-                UNROLL
-                for (int nt = 0; nt < NT; ++nt) {
-                    largest = ::fmaxf(largest, ::fmaxf(s[mt][nt][half * 2], s[mt][nt][half * 2 + 1]));
-                }
-                largest = row_maximum(largest);
-                const bool moves = before == -infinity() ? largest != before : multiply(largest - before, scale) > kSlack<OT>;
-                if (!moves) largest = before;
-                const float now = reference(largest, scale);
-                factor[mt][half] = exp2_fast(before == -infinity() ? before : multiply(before, scale) - now);
-                moved |= moves;
-                maximum[mt][half] = largest;
-                float total = 0.0f;
-                UNROLL
-                for (int nt = 0; nt < NT; ++nt) {
-                    UNROLL
-                    for (int e = 0; e < 2; ++e) {
-                        float& x = s[mt][nt][half * 2 + e];
-                        x = exp2_fast(fused_multiply_add(x, scale, -now));
-                        total += x;
-                    }
-                }
-                sum(mt, half) = fused_multiply_add(sum(mt, half), factor[mt][half], total);
-            }
+            for (int half = 0; half < 2; ++half) factor[mt][half] = update_row(s[mt], mt, half, scale, kSlack<OT>, moved);
             // Where no reference has moved, scaling changes nothing: factors are 1, or 0 in rows that have seen nothing, where O is 0.
             // A wide O leaves no registers to keep the factors in.
             if constexpr (kIsWide<OT>) {

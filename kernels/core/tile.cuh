@@ -42,8 +42,21 @@ DEVICE const T* element_address(const char* tile, int row, int column) {
     return reinterpret_cast<const T*>(chunk_address<T, D>(tile, row, column / kPerChunk<T>)) + column % kPerChunk<T>;
 }
 
-// Bytes of shared memory that a block may have: on every GPU, and on those of data centres (sm_80, 90, 100).
-constexpr int kSharedOfAll = 99 * 1024, kSharedOfWide = 163 * 1024;
+// The same as a type, for what is written once for this layout and that of core/atoms.cuh.
+template <class Type, int Columns>
+struct RowTile {
+    using T = Type;
+    static constexpr int kColumns = Columns;
+    static DEVICE char* chunk(char* tile, int row, int chunk) { return chunk_address<T, Columns>(tile, row, chunk); }
+    static DEVICE const char* chunk(const char* tile, int row, int chunk) { return chunk_address<T, Columns>(tile, row, chunk); }
+    static DEVICE T* element(char* tile, int row, int column) { return element_address<T, Columns>(tile, row, column); }
+    static DEVICE const T* element(const char* tile, int row, int column) {
+        return element_address<T, Columns>(tile, row, column);
+    }
+};
+
+// Bytes of shared memory that a block may have: on every GPU, on those of data centres (sm_80, 90, 100), and on Hopper.
+constexpr int kSharedOfAll = 99 * 1024, kSharedOfWide = 163 * 1024, kSharedOfHopper = 227 * 1024;
 
 // Starts to copy Rows rows of head_dim elements into a tile; `rows` points to the first one in global memory. Rows outside
 // [begin, end) and columns from head_dim on become 0 and are not read. All threads of the block take part. Where registers are

@@ -1,6 +1,7 @@
 // Shuffles, votes, ldmatrix and mma. They exchange registers and order no memory.
 #include "numbers.h"
 #include "rendezvous.h"
+#include "wide.h"
 
 namespace emulator {
 
@@ -90,13 +91,6 @@ Words4 load_matrices_transposed(const void* row, Site site) {
 }
 
 namespace {
-
-// Twice as wide where the processor can; the results are the same.
-#if defined(__x86_64__) && defined(__ELF__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE
-#endif
 
 using Row = float __attribute__((vector_size(32)));
 

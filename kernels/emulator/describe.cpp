@@ -10,10 +10,12 @@ std::string who(Epoch epoch) {
     const uint32_t number = who_of(epoch), block = block_of(epoch);
     if (number < kCopiesOf) return print("thread %u of block %u", number, block);
     if (number < kWarpOf) return print("an asynchronous copy of thread %u of block %u", number - kCopiesOf, block);
-    return print("warp %u of block %u", number - kWarpOf, block);
+    if (number < kProductsOf) return print("warp %u of block %u", number - kWarpOf, block);
+    return print("a product of warpgroup %u of block %u", number - kProductsOf, block);
 }
 
-// "shared memory + 0x40", "region 2 + 0x10".
+}  // namespace
+
 std::string place(const Lane& lane, const void* address) {
     // Beside the memory in question, and still closer to it than to anything else, presumably.
     constexpr intptr_t kNear = 1 << 16;
@@ -36,9 +38,11 @@ std::string place(const Lane& lane, const void* address) {
     return print("address 0x%llx, in no region", static_cast<unsigned long long>(at));
 }
 
+namespace {
+
 std::string describe(const Access& access, const void* at, Epoch other) {
     const Lane& lane = access.lane;
-    std::string text = place(lane, at) + ": " + (access.copies ? "an asynchronous copy of " : "") + describe(lane);
+    std::string text = place(lane, at) + ": " + access.agent + describe(lane);
     if (other != 0) text += ", against " + who(other);
     return text + print(", at or after %s:%d", lane.site.file, lane.site.line);
 }

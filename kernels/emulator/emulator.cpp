@@ -58,6 +58,14 @@ void build(Launch& launch) {
             block.warps[w].lanes = &block.lanes[w * kWarpLanes];
             launch.warps.push_back(&block.warps[w]);
         }
+        block.warpgroups.resize(launch.threads / kWarpgroupLanes);
+        for (uint32_t g = 0; g < block.warpgroups.size(); ++g) {
+            Warpgroup& warpgroup = block.warpgroups[g];
+            warpgroup.block = &block;
+            warpgroup.index = g;
+            warpgroup.warps = &block.warps[g * kWarpgroupWarps];
+            for (uint32_t w = 0; w < kWarpgroupWarps; ++w) warpgroup.warps[w].warpgroup = &warpgroup;
+        }
         for (uint32_t i = 0; i < launch.threads; ++i) {
             Lane& lane = block.lanes[i];
             lane.launch = &launch;

@@ -15,11 +15,11 @@ struct EmulatorRegion {
 
 struct EmulatorOptions {
     uint32_t policy;            // who runs next: emulator::Policy
-    uint32_t copies;            // when asynchronous copies are done: emulator::CopyTiming
+    uint32_t copies;            // when asynchronous copies and products are done: emulator::CopyTiming
     uint64_t seed;              // of what is random; chooses the warp that is driven ahead
     uint32_t resident_blocks;   // blocks that run at the same time, at least 1
     uint32_t detector;          // 0: no faults but those of collectives, and much faster
-    // The barrier, wait, commit or release here does nothing. The file is compared from its end; null: all work.
+    // The barrier, fence, wait, commit or release here does nothing. The file is compared from its end; null: all work.
     const char* disabled_file;
     int32_t disabled_line;
     int32_t padding;
@@ -35,7 +35,7 @@ struct EmulatorLaunch {
 
 // Called once for each distinct fault: its name, and a text that says where.
 typedef void (*EmulatorFault)(void* context, const char* name, const char* text);
-// Called once for each barrier, wait, commit or release that was reached, and could be disabled.
+// Called once for each barrier, fence, wait, commit or release that was reached, and could be disabled.
 typedef void (*EmulatorSite)(void* context, const char* kind, const char* file, int32_t line);
 
 // Runs a launch to its end, or to the first fault after which nothing sensible can follow. Returns how many faults there were.

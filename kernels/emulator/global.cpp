@@ -67,7 +67,7 @@ void note(std::vector<Epoch>& accesses, Epoch access) {
 void look_at_atomic(Lane& lane, const void* address, Atomic kind) {
     if (lane.launch->options.detector == 0) return;
     constexpr size_t kBytes = 4;
-    const Access access = {lane, address, kBytes, false};
+    const Access access = {lane, address, kBytes, kItself};
     const auto at = reinterpret_cast<uintptr_t>(address);
     const bool writes = kind == Atomic::kAdd || kind == Atomic::kRelease;
     Region* region = lane.launch->global.find(at);

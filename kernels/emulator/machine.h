@@ -13,11 +13,13 @@
 #include "faults.h"
 #include "fibers.h"
 #include "hooks.h"
+#include "phases.h"
 #include "prelude.h"
 #include "random.h"
 #include "runtime.h"
 #include "shadow.h"
 #include "sites.h"
+#include "warpgroups.h"
 
 namespace emulator {
 
@@ -32,6 +34,9 @@ enum class State : uint8_t {
     kRunnable,
     kAtCollective,  // waits for the other lanes of its warp
     kAtBarrier,     // waits for the other threads of its block
+    kAtSomeBarrier, // for the other warps of a barrier with a number
+    kAtPhase,       // for a phase of a barrier in shared memory
+    kAtProduct,     // for the other warps of its warpgroup
     kSpinning,      // looked, and waits until something has changed
     kExited,
 };
@@ -40,7 +45,9 @@ constexpr uint32_t kWarpLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 struct Lane {
-    OwnMemory own = {0, UINTPTR_MAX};
+    OwnMemory own = {0, UINTPTR_MAX};   // its stack, and nothing while registers are watched
+    OwnMemory stack = {0, 0};
+    std::vector<OwnMemory> touched;     // of its stack, since the last fence for products
     uintptr_t shared_low = 0;
     uintptr_t shared_bytes = 0;
     Launch* launch = nullptr;
@@ -51,6 +58,7 @@ struct Lane {
     State state = State::kRunnable;
     Site site = {"(before the first instruction)", 0};  // the last collective, copy, wait or atomic
     void* argument = nullptr;   // of the collective that it waits at
+    PhaseWait phase_wait = {nullptr, 0};
     LaneClock clock;
     Copies copies;
     const void* polled = nullptr;   // what it looked at last, if nothing came after, and how often in a row
@@ -68,8 +76,17 @@ struct Warp {
     Site site = {nullptr, 0};   // of the collective that lanes wait at
     const char* collective = nullptr;
     WarpClock clock;
+    WarpProducts products;
+    Warpgroup* warpgroup = nullptr;     // if the block's warps are enough for one
     Lane* lanes = nullptr;      // 32 of them
 };
+
+// A barrier with a number.
+struct SomeBarrier {
+    uint32_t threads = 0;       // that it is for
+    std::vector<Warp*> warps;   // that have come
+};
+constexpr uint32_t kSomeBarriers = 16;
 
 struct Block {
     Launch* launch = nullptr;
@@ -81,9 +98,12 @@ struct Block {
     bool result = false;        // of the last barrier; the next one cannot end before all have read it
     Site site = {nullptr, 0};   // of the barrier
     const char* barrier = nullptr;
+    SomeBarrier some_barriers[kSomeBarriers];
+    std::vector<PhaseBarrier> phases;
     BlockClock clock;
-    std::vector<Lane> lanes;    // neither moves once it is there
+    std::vector<Lane> lanes;    // none moves once it is there
     std::vector<Warp> warps;
+    std::vector<Warpgroup> warpgroups;
     SharedMemory shared;
 };
 
@@ -104,6 +124,7 @@ struct Launch {
     uint32_t spinning = 0;
 
     Random random;
+    LatestJoins joins;
     Faults faults;
     Sites sites;
     GlobalMemory global;

@@ -31,7 +31,7 @@ struct Registrar {
 }  // namespace emulator
 
 #define KERNEL(name, Params, threads, blocks, shared_bytes)                                                                 \
-    static_assert((shared_bytes) <= 163 * 1024, "no GPU gives a block of sm_80 more");                                      \
+    static_assert((shared_bytes) <= 227 * 1024, "no GPU gives a block more");                                               \
     static void name(const Params& params);                                                                                 \
     static const emulator::Registrar name##_registrar(#name, threads, shared_bytes, sizeof(Params), [](const void* params) {\
         name(*static_cast<const Params*>(params));                                                                          \

@@ -1,5 +1,5 @@
-// What sm80.h calls. Kernels' sources are compiled with access hooks and the emulator's without, so nothing here may be an
-// inline function: the linker would keep one copy of it for both sides.
+// What sm80.h and sm90.h call. Kernels' sources are compiled with access hooks and the emulator's without, so nothing here may
+// be an inline function: the linker would keep one copy of it for both sides.
 #pragma once
 
 #include <stdint.h>
@@ -18,6 +18,12 @@ struct Floats4 {
 };
 struct Words4 {
     uint32_t x, y, z, w;
+};
+
+// Which product of a warpgroup: c 64×columns, of operands of 16 bits.
+struct ProductForm {
+    uint32_t columns;
+    bool is_f16, transpose_a, transpose_b;
 };
 
 // These are the same all along a thread's life, which `const` tells the compiler.
@@ -54,5 +60,19 @@ int32_t fetch_add(int32_t* address, int32_t value, Site site);
 int32_t load_acquire(const int32_t* address, Site site);
 void add_release(int32_t* address, int32_t value, Site site);
 void wait_a_little(Site site);
+
+void sync_some(int barrier, int threads, Site site);
+void mbarrier_init(void* barrier, int arrivals, Site site);
+void mbarrier_arrive(void* barrier, Site site);
+void mbarrier_wait(const void* barrier, uint32_t parity, Site site);
+void fence_async_proxy(Site site);
+void give_registers_back(int registers, Site site);
+void take_registers(int registers, Site site);
+void warpgroup_fence(Site site);
+void warpgroup_commit(Site site);
+void warpgroup_wait(int pending, Site site);
+// These keep the addresses of c and a: products work on registers after the call.
+void multiply_shared(float* c, uint64_t a, uint64_t b, bool accumulate, ProductForm form, Site site);
+void multiply_registers(float* c, const uint32_t* a, uint64_t b, bool accumulate, ProductForm form, Site site);
 
 }  // namespace emulator

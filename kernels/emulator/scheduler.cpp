@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "describe.h"
+
 namespace emulator {
 
 namespace {
@@ -121,6 +123,9 @@ void leave(Lane& lane) {
     finish_copies(lane);
     if (warp.at_collective != 0) diverged(lane, "exit", lane.site, warp.collective, warp.site);
     if (block.arrived != 0) diverged(lane, "exit", lane.site, block.barrier, block.site);
+    if (warp.warpgroup != nullptr && warp.warpgroup->arrived != 0) {
+        diverged(lane, "exit", lane.site, "a product", warp.warpgroup->site);
+    }
     lane.state = State::kExited;
     warp.exited |= 1u << lane.lane;
     warp.runnable &= ~(1u << lane.lane);
@@ -147,26 +152,49 @@ void start_block(Launch& launch, Block& block, Stacks& stacks, size_t first_stac
     block.alive = launch.threads;
     block.arrived = 0;
     block.any = false;
+    for (SomeBarrier& barrier : block.some_barriers) barrier.warps.clear();
+    block.phases.clear();
+    for (Warpgroup& warpgroup : block.warpgroups) warpgroup.reset();
     block.clock.reset(launch.threads);
     block.shared.reset(launch.request->shared_bytes, launch.options.detector != 0);
     for (Warp& warp : block.warps) {
         warp.runnable = kAllLanes;
         warp.at_collective = warp.at_barrier = warp.exited = 0;
         warp.clock = {};
+        warp.products = {};
     }
     for (Lane& lane : block.lanes) {
         char* stack = stacks.at(first_stack + lane.index);
-        if (launch.options.detector != 0) lane.own = {reinterpret_cast<uintptr_t>(stack), kStackBytes};
+        lane.stack = {reinterpret_cast<uintptr_t>(stack), kStackBytes};
+        if (launch.options.detector != 0) lane.own = lane.stack;
         lane.shared_low = reinterpret_cast<uintptr_t>(block.shared.base);
         lane.shared_bytes = launch.request->shared_bytes;
         lane.state = State::kRunnable;
         lane.site = {"(before the first instruction)", 0};
-        lane.clock = {};
+        lane.clock.reset();
         lane.copies.reset();
         lane.polled = nullptr;
         prepare(lane.context, stack, begin_lane);
     }
     note_progress(launch);
+}
+
+std::string state_of(const Lane& lane) {
+    switch (lane.state) {
+        case State::kAtCollective:
+            return "at a collective of the warp";
+        case State::kAtBarrier:
+            return "at a barrier of the block";
+        case State::kAtSomeBarrier:
+            return "at a barrier of some warps";
+        case State::kAtPhase:
+            return "at the barrier in " + place(lane, lane.phase_wait.barrier) +
+                   print(", for parity %u", lane.phase_wait.parity);
+        case State::kAtProduct:
+            return "at a product of the warpgroup";
+        default:
+            return "in a loop that waits";
+    }
 }
 
 // Who waits for what, lanes of a warp that wait at the same place together.
@@ -180,14 +208,12 @@ std::string waiting(Launch& launch) {
             uint32_t same = 0;
             for (uint32_t i = 0; i < kWarpLanes; ++i) {
                 const Lane& lane = warp->lanes[i];
-                if ((left >> i & 1) != 0 && lane.state == first.state && same_site(lane.site, first.site)) same |= 1u << i;
+                const bool alike = lane.state == first.state && lane.phase_wait.barrier == first.phase_wait.barrier;
+                if ((left >> i & 1) != 0 && alike && same_site(lane.site, first.site)) same |= 1u << i;
             }
             left &= ~same;
-            const char* state = first.state == State::kAtCollective ? "at a collective of the warp"
-                                : first.state == State::kAtBarrier  ? "at a barrier of the block"
-                                                                    : "in a loop that waits";
-            text += print("\n    block %u, warp %u, lanes %08x: %s, %s:%d", warp->block->index, warp->index, same, state,
-                          first.site.file, first.site.line);
+            text += print("\n    block %u, warp %u, lanes %08x: %s, %s:%d", warp->block->index, warp->index, same,
+                          state_of(first).c_str(), first.site.file, first.site.line);
         }
     }
     return text;
@@ -208,6 +234,8 @@ void run(Launch& launch) {
             Block& block = launch.blocks[i];
             if (!block.live || block.alive != 0) continue;
             block.live = false;
+            check_phases(block);
+            check_register_calls(block);
             if (launch.next_block < launch.request->grid) start_block(launch, block, stacks, i * first);
         }
     }

@@ -28,26 +28,76 @@ bool before_barrier(const Lane& lane, uint32_t word) {
     if ((word & kSetTag) != 0) return false;
     const uint32_t who = word >> kTimeBits, time = word & kLatest;
     const BlockClock& clock = lane.block->clock;
-    return time <= (who - kCopiesOf < kWarpOf - kCopiesOf ? clock.copies[who - kCopiesOf] : clock.floor);
+    if (who - kCopiesOf < kWarpOf - kCopiesOf) return time <= clock.copies[who - kCopiesOf];
+    if (who < kProductsOf) return time <= clock.floor;
+    return who != kNobody && time <= clock.products[who - kProductsOf];
 }
 bool before_barrier(const Lane&, Epoch) { return false; }
 
-// The lanes of a warp that read together, or one lane.
+// A cell's `write`: a barrier lies there.
+constexpr uint32_t kBarrierCell = moment(kNobody, kLatest);
+bool is_barrier(uint32_t word) { return word == kBarrierCell; }
+bool is_barrier(Epoch) { return false; }
+
+// Who reads: the lanes of a warp together, or one lane. What is wrong with reading what `word` wrote, or null.
 struct Alone {
-    static bool all_know(const Lane& lane, Epoch epoch) { return happened_before(lane, epoch); }
+    const Lane& lane;
+
+    template <class Word>
+    const char* fault(Word word) const {
+        const Epoch writer = epoch_of(lane, word);
+        return before_barrier(lane, word) || writer == 0 || happened_before(lane, writer) ? nullptr : fault::kReadAfterWrite;
+    }
+    const Lane& knower() const { return lane; }
 };
 struct Together {
-    static bool all_know(const Lane& lane, Epoch epoch) {
+    const Lane& lane;
+
+    template <class Word>
+    const char* fault(Word word) const {
+        const Epoch writer = epoch_of(lane, word);
+        if (before_barrier(lane, word) || writer == 0) return nullptr;
         for (uint32_t i = 0; i < kWarpLanes; ++i) {
-            if (!happened_before(lane.warp->lanes[i], epoch)) return false;
+            if (!happened_before(lane.warp->lanes[i], writer)) return fault::kReadAfterWrite;
         }
-        return true;
+        return nullptr;
     }
+    const Lane& knower() const { return lane; }
+};
+
+// A product of a warpgroup. A tile has few writers, each of many places.
+class Products {
+  public:
+    Products(const Lane& lane, const Party& party) : lane(lane), party(party) {}
+
+    const char* fault(uint32_t word) const {
+        Known& slot = known[(word ^ word >> kTimeBits) % kKept];
+        if (slot.word != word) slot = {word, look(word)};
+        return slot.fault;
+    }
+    const Party& knower() const { return party; }
+
+  private:
+    const char* look(uint32_t word) const {
+        const Epoch writer = epoch_of(lane, word);
+        if (!before_barrier(lane, word) && !party.know(writer)) return fault::kReadAfterWrite;
+        return party.know_fenced(writer) ? nullptr : fault::kNotFenced;
+    }
+
+    static constexpr uint32_t kKept = 256;
+    struct Known {
+        uint32_t word;
+        const char* fault;
+    };
+    const Lane& lane;
+    const Party& party;
+    mutable Known known[kKept] = {};
 };
 
 // Reads `count` cells as `reader`. What is found for a cell holds for the next one too if it looks the same.
-template <class Readers, class Word>
-void read_cells(const Access& access, Cell<Word>* cells, size_t count, Word reader, bool initialised, const char* uninitialised) {
+template <class Who, class Word>
+void read_cells(const Access& access, const Who& who, Cell<Word>* cells, size_t count, Word reader, bool initialised,
+                const char* uninitialised) {
     Lane& lane = access.lane;
     Cell<Word> last = {0, 0};
     Word last_result = 0;
@@ -61,15 +111,17 @@ void read_cells(const Access& access, Cell<Word>* cells, size_t count, Word read
         auto at = [&] { return static_cast<const char*>(access.address) + i * kGranule; };
         if (cell.write == 0) {
             if (!initialised) report(access, uninitialised, at(), 0);
-        } else if (!before_barrier(lane, cell.write)) {
-            const Epoch writer = epoch_of(lane, cell.write);
-            if (writer != 0 && !Readers::all_know(lane, writer)) report(access, fault::kReadAfterWrite, at(), writer);
+        } else if (is_barrier(cell.write)) {
+            report(access, fault::kBarrierTouched, at(), 0);
+        } else if (const char* fault = who.fault(cell.write)) {
+            report(access, fault, at(), epoch_of(lane, cell.write));
         }
         if (cell.read != reader) {
             if (cell.read == 0 || before_barrier(lane, cell.read)) {
                 cell.read = reader;
             } else {
-                cell.read = static_cast<Word>(lane.launch->readers.add(epoch_of(lane, cell.read), epoch_of(lane, reader), lane));
+                ReaderSets& readers = lane.launch->readers;
+                cell.read = static_cast<Word>(readers.add(epoch_of(lane, cell.read), epoch_of(lane, reader), who.knower()));
             }
         }
         last_result = cell.read;
@@ -85,7 +137,9 @@ void write_cells(const Access& access, Cell<Word>* cells, size_t count, Word wri
         if (i == 0 || cell.write != last.write || cell.read != last.read) {
             last = cell;
             auto at = [&] { return static_cast<const char*>(access.address) + i * kGranule; };
-            if (cell.write != 0 && !before_barrier(lane, cell.write)) {
+            if (is_barrier(cell.write)) {
+                report(access, fault::kBarrierTouched, at(), 0);
+            } else if (cell.write != 0 && !before_barrier(lane, cell.write)) {
                 const Epoch before = epoch_of(lane, cell.write);
                 if (before != 0 && !happened_before(lane, before)) report(access, fault::kWriteAfterWrite, at(), before);
             }
@@ -158,12 +212,16 @@ void look_at_global_read(const Access& access, Region& region, Epoch reader) {
     Cell<Epoch>* cells = &region.cells[first_cell(offset)];
     const size_t count = cell_count(offset, access.bytes);
     if (had_atomics(cells, count)) look_at_atomics_of(access, false);
-    read_cells<Alone, Epoch>(access, cells, count, reader, region.initialised,
-                             fault::kGlobalUninitialised);
+    read_cells<Alone, Epoch>(access, {access.lane}, cells, count, reader, region.initialised, fault::kGlobalUninitialised);
 }
 
 uint32_t mine(const Lane& lane) { return moment(lane.index, lane.clock.now); }
 uint32_t copy_of(const Lane& lane) { return moment(kCopiesOf + lane.index, lane.copies.committed + 1); }
+
+// Stacks are looked at only while products work on registers, which lie there.
+bool is_on_stack(const Lane& lane, const void* address) {
+    return reinterpret_cast<uintptr_t>(address) - lane.stack.low < lane.stack.bytes;
+}
 
 void check_alignment(const Access& access, size_t alignment) {
     if (reinterpret_cast<uintptr_t>(access.address) % alignment != 0) report_and_stop(access, fault::kMisaligned);
@@ -172,12 +230,13 @@ void check_alignment(const Access& access, size_t alignment) {
 }  // namespace
 
 void look_at_read(Lane& lane, const void* address, size_t bytes, size_t alignment) {
-    const Access access = {lane, address, bytes, false};
+    if (is_on_stack(lane, address)) return look_at_registers(lane, address, bytes);
+    const Access access = {lane, address, bytes, kItself};
     if (is_shared(access)) {
         check_alignment(access, alignment);
         const uintptr_t offset = reinterpret_cast<uintptr_t>(address) - lane.shared_low;
-        read_cells<Alone, uint32_t>(access, &lane.block->shared.cells[first_cell(offset)], cell_count(offset, bytes), mine(lane),
-                                    false, fault::kSharedUninitialised);
+        read_cells<Alone, uint32_t>(access, {lane}, &lane.block->shared.cells[first_cell(offset)], cell_count(offset, bytes),
+                                    mine(lane), false, fault::kSharedUninitialised);
         return;
     }
     if (Region* region = region_of(access)) {
@@ -193,7 +252,8 @@ void look_at_read(Lane& lane, const void* address, size_t bytes, size_t alignmen
 }
 
 void look_at_write(Lane& lane, void* address, size_t bytes, size_t alignment) {
-    const Access access = {lane, address, bytes, false};
+    if (is_on_stack(lane, address)) return look_at_registers(lane, address, bytes);
+    const Access access = {lane, address, bytes, kItself};
     if (is_shared(access)) {
         check_alignment(access, alignment);
         const uintptr_t offset = reinterpret_cast<uintptr_t>(address) - lane.shared_low;
@@ -213,11 +273,11 @@ void look_at_write(Lane& lane, void* address, size_t bytes, size_t alignment) {
 
 void look_at_copy(Lane& lane, void* to, const void* from, size_t bytes) {
     if (lane.launch->options.detector == 0) return;
-    const Access writes = {lane, to, bytes, true};
+    const Access writes = {lane, to, bytes, kItsCopy};
     check_alignment(writes, bytes);
     if (!is_shared(writes)) report_and_stop(writes, fault::kOutOfBounds);
     if (from != nullptr) {
-        const Access reads = {lane, from, bytes, true};
+        const Access reads = {lane, from, bytes, kItsCopy};
         check_alignment(reads, bytes);
         Region* region = region_of(reads);
         if (region == nullptr) report_and_stop(reads, fault::kOutOfBounds);
@@ -233,7 +293,7 @@ void look_at_matrices(Warp& warp, const void* const (&rows)[32]) {
     bool together = true;
     for (uint32_t i = 1; i < kWarpLanes; ++i) together &= warp.lanes[i].clock.now == warp.lanes[0].clock.now;
     for (uint32_t i = 0; i < kWarpLanes; ++i) {
-        const Access access = {warp.lanes[i], rows[i], kBytes, false};
+        const Access access = {warp.lanes[i], rows[i], kBytes, kItself};
         check_alignment(access, kBytes);
         if (!is_shared(access)) report_and_stop(access, fault::kOutOfBounds);
         const uintptr_t offset = reinterpret_cast<uintptr_t>(rows[i]) - access.lane.shared_low;
@@ -241,14 +301,38 @@ void look_at_matrices(Warp& warp, const void* const (&rows)[32]) {
         constexpr size_t kCells = kBytes / kGranule;
         if (together) {
             const uint32_t reader = moment(kWarpOf + warp.index, access.lane.clock.now);
-            read_cells<Together, uint32_t>(access, cells, kCells, reader, false, fault::kSharedUninitialised);
+            read_cells<Together, uint32_t>(access, {access.lane}, cells, kCells, reader, false, fault::kSharedUninitialised);
             continue;
         }
         for (uint32_t j = 0; j < kWarpLanes; ++j) {
-            const Access one = {warp.lanes[j], rows[i], kBytes, false};
-            read_cells<Alone, uint32_t>(one, cells, kCells, mine(one.lane), false, fault::kSharedUninitialised);
+            const Access one = {warp.lanes[j], rows[i], kBytes, kItself};
+            read_cells<Alone, uint32_t>(one, {one.lane}, cells, kCells, mine(one.lane), false, fault::kSharedUninitialised);
         }
     }
+}
+
+void look_at_product(const Warpgroup& warpgroup, Lane& lane, uint32_t group, const std::vector<Span>& spans) {
+    if (lane.launch->options.detector == 0) return;
+    const Party party(warpgroup.warps, kWarpgroupWarps);
+    const Products products(lane, party);
+    const uint32_t reader = moment(kProductsOf + warpgroup.index, group);
+    for (const Span& span : spans) {
+        const Access access = {lane, lane.block->shared.base + span.offset, span.bytes, kItsProduct};
+        if (!is_shared(access)) report_and_stop(access, fault::kOutOfBounds);
+        Cell<uint32_t>* cells = &lane.block->shared.cells[first_cell(span.offset)];
+        read_cells<Products, uint32_t>(access, products, cells, span.bytes / kGranule, reader, false, fault::kSharedUninitialised);
+    }
+}
+
+void look_at_barrier(Lane& lane, void* address, size_t bytes) {
+    if (lane.launch->options.detector == 0) return;
+    const Access access = {lane, address, bytes, kItself};
+    if (!is_shared(access)) report_and_stop(access, fault::kOutOfBounds);
+    check_alignment(access, bytes);
+    const uintptr_t offset = reinterpret_cast<uintptr_t>(address) - lane.shared_low;
+    Cell<uint32_t>* cells = &lane.block->shared.cells[first_cell(offset)];
+    write_cells<uint32_t>(access, cells, bytes / kGranule, mine(lane));
+    for (size_t i = 0; i < bytes / kGranule; ++i) cells[i] = {kBarrierCell, 0};
 }
 
 }  // namespace emulator

@@ -10,9 +10,12 @@
 
 #include "clocks.h"
 #include "emulator.h"
+#include "matrices.h"
 #include "readers.h"
 
 namespace emulator {
+
+struct Warpgroup;
 
 constexpr size_t kGranule = 2;
 
@@ -73,6 +76,10 @@ void look_at_write(Lane& lane, void* address, size_t bytes, size_t alignment);
 void look_at_copy(Lane& lane, void* to, const void* from, size_t bytes);
 // Rows of 16 bytes, one address from each lane, read by all of them.
 void look_at_matrices(Warp& warp, const void* const (&rows)[32]);
+// Pieces of shared memory, which the warps' products read as a part of a group. `lane` is the one that issues it.
+void look_at_product(const Warpgroup& warpgroup, Lane& lane, uint32_t group, const std::vector<Span>& spans);
+// Makes a barrier of shared memory.
+void look_at_barrier(Lane& lane, void* address, size_t bytes);
 void look_at_atomic(Lane& lane, const void* address, Atomic kind);
 
 }  // namespace emulator

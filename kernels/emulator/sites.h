@@ -1,4 +1,4 @@
-// The barriers, waits, commits and releases that a launch came to, and the one that it leaves out.
+// The barriers, fences, waits, commits and releases that a launch came to, and the one that it leaves out.
 #pragma once
 
 #include <stdint.h>

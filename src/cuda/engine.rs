@@ -10,13 +10,16 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::driver::{attribute, checked, version};
 use super::images::fatbins;
-use super::kernels::{KERNELS, Kernel, Pass};
+use super::kernels::{Abilities, KERNELS, Kernel, Pass, Tier};
 use super::lists::Lists;
 use super::plan::{self, Plan, Settings, SumOrder};
 use crate::attention::{Problem, expect_memory};
 use crate::call::{Backward, Forward};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Memory};
+
+/// Compute capability of the devices that kernels of [`Tier::Hopper`] are for.
+const HOPPER: (i32, i32) = (9, 0);
 
 /// What a kernel takes of a multiprocessor, as the driver loaded it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct Resources {
 /// a graph may be launched.
 pub struct Engine {
     context: Arc<CudaContext>,
+    /// Compute capability of the device.
+    capability: (i32, i32),
     modules: Vec<sys::CUmodule>,
     /// In the order of [`KERNELS`].
     functions: Vec<Option<sys::CUfunction>>,
@@ -61,7 +66,10 @@ impl Engine {
     /// # Errors
     /// [`Error::NoKernels`], [`Error::DeviceTooOld`], [`Error::DriverTooOld`], [`Error::NoKernelImage`], [`Error::Driver`].
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let images: Vec<&[u8]> = fatbins().map(|(_, image)| image).collect();
+        let is_hopper = checked("cuDeviceGetAttribute", context.compute_capability())? == HOPPER;
+        // What is for Hopper alone is no other device's.
+        let own = fatbins().filter(|(name, _)| is_hopper || !name.ends_with("_sm90"));
+        let images: Vec<&[u8]> = own.map(|(_, image)| image).collect();
         // SAFETY: this build's fatbins are complete.
         unsafe { Self::from_images(context, &images) }
     }
@@ -86,9 +94,17 @@ impl Engine {
         }
         let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_bytes = checked("cuDeviceGetAttribute", context.attribute(shared))? as u32;
-        let settings = Settings { shared_bytes, ..Settings::default() };
-        let mut engine =
-            Self { context: context.clone(), modules: Vec::new(), functions: Vec::new(), settings };
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = checked("cuDeviceGetAttribute", context.attribute(count))? as u32;
+        let device = Abilities { shared_bytes, hopper: false, multiprocessors };
+        let settings = Settings { device, ..Settings::default() };
+        let mut engine = Self {
+            context: context.clone(),
+            capability: (major, minor),
+            modules: Vec::new(),
+            functions: Vec::new(),
+            settings,
+        };
         for image in images {
             // SAFETY: a complete fatbin, whose header has its length.
             match unsafe { result::module::load_data(image.as_ptr().cast()) } {
@@ -107,6 +123,16 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Chooses kernels for Hopper (warpgroups' products) where the device is one and this build holds them; without this call,
+    /// those for all GPUs. They pass the same tests on the emulator, but have not yet run on a GPU.
+    #[must_use]
+    pub fn with_hopper_kernels(mut self) -> Self {
+        let mut needed =
+            KERNELS.iter().zip(&self.functions).filter(|(kernel, _)| kernel.tier == Tier::Hopper);
+        self.settings.device.hopper = needed.all(|(_, function)| function.is_some());
+        self
+    }
+
     /// Lets dQ be summed in another order; [`SumOrder::Fixed`] if this is not called.
     #[must_use]
     pub fn with_sum_order(mut self, order: SumOrder) -> Self {
@@ -116,10 +142,14 @@ impl Engine {
 
     /// Finds a kernel in the modules and allows it its shared memory; `None` if the device does not have so much.
     fn load(&self, kernel: &Kernel) -> Result<Option<sys::CUfunction>> {
-        if kernel.shared_bytes() > self.settings.shared_bytes {
+        if kernel.shared_bytes() > self.settings.device.shared_bytes {
             return Ok(None);
         }
         let name = CString::new(kernel.name).expect("names of kernels hold no NUL");
+        // Else an emulated driver would find them in any device's code.
+        if kernel.tier == Tier::Hopper && self.capability != HOPPER {
+            return Ok(None);
+        }
         let found = self.modules.iter().find_map(|&module| {
             // SAFETY: the module is loaded, and stays so until the engine is dropped.
             unsafe { result::module::get_function(module, name.clone()) }.ok()
@@ -143,7 +173,12 @@ impl Engine {
 
     /// The kernel that serves problems of a type and a head dimension on this device; `None` if head_dim is larger than any kernel's.
     pub fn kernel(&self, pass: Pass, dtype: DType, head_dim: usize) -> Option<&'static Kernel> {
-        Kernel::find(pass, dtype, head_dim, self.settings.shared_bytes)
+        Kernel::find(pass, dtype, head_dim, self.settings.device)
+    }
+
+    /// What decides which kernels run.
+    pub fn abilities(&self) -> Abilities {
+        self.settings.device
     }
 
     /// The context that the kernels are loaded in.

@@ -1,5 +1,7 @@
 //! The table of kernels, made from `kernels/list.h`, and which of them serves a problem.
 
+use std::cmp::Reverse;
+
 use crate::tensor::DType;
 
 /// What a kernel computes; see the sources in `kernels/`.
@@ -13,6 +15,37 @@ pub enum Pass {
     Backward,
     /// Rounding and sums of partial sums.
     BackwardFinish,
+}
+
+/// Devices that a kernel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// All since Ampere.
+    Common,
+    /// Those of data centres: its blocks take more shared memory of a multiprocessor than every GPU has, up to [`WIDE_SHARED`].
+    Wide,
+    /// Hopper alone (compute capability 9.0): products of warpgroups.
+    Hopper,
+}
+
+/// What decides which kernels a device runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// Bytes of shared memory that a block may have.
+    pub shared_bytes: u32,
+    /// Kernels of [`Tier::Hopper`] may be chosen.
+    pub hopper: bool,
+    /// How many multiprocessors there are: blocks of those kernels stay there, and take one tile after the other.
+    pub multiprocessors: u32,
+}
+
+impl Abilities {
+    /// What every GPU since Ampere has.
+    pub const COMMON: Self = Self { shared_bytes: MOST_SHARED, hopper: false, multiprocessors: 1 };
+    /// The least that a data-centre GPU has.
+    pub const WIDE: Self = Self { shared_bytes: WIDE_SHARED, hopper: false, multiprocessors: 1 };
+    /// What a Hopper GPU has, the largest.
+    pub const HOPPER: Self = Self { shared_bytes: HOPPER_SHARED, hopper: true, multiprocessors: 132 };
 }
 
 /// One kernel: the fields are those of `kernels/list.h`.
@@ -34,8 +67,8 @@ pub struct Kernel {
     pub warps: u32,
     /// Blocks that should fit a multiprocessor at once, on GPUs with the most shared memory.
     pub blocks: u32,
-    /// Its blocks take more shared memory of a multiprocessor than every GPU has, up to [`WIDE_SHARED`].
-    pub wide: bool,
+    /// Devices that it is for.
+    pub tier: Tier,
 }
 
 /// Shared memory of a block that every GPU since Ampere has, in bytes.
@@ -44,6 +77,9 @@ pub const MOST_SHARED: u32 = 99 * 1024;
 /// Shared memory of a block that data-centre GPUs have (sm_80, 90, 100), in bytes.
 pub const WIDE_SHARED: u32 = 163 * 1024;
 
+/// Shared memory of a block on Hopper, in bytes.
+pub const HOPPER_SHARED: u32 = 227 * 1024;
+
 /// Shared memory that the system takes with every block, in bytes (CUDA C++ programming guide, compute capability 8.0 and on).
 const RESERVED_SHARED: u32 = 1024;
 
@@ -51,20 +87,50 @@ const RESERVED_SHARED: u32 = 1024;
 pub static KERNELS: &[Kernel] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 impl Kernel {
-    /// The kernel with the narrowest tile that holds `head_dim` columns; a wide one if there is one and as many of its blocks as
-    /// should run at once have room where one block may have `shared_bytes` of shared memory.
-    pub fn find(pass: Pass, dtype: DType, head_dim: usize, shared_bytes: u32) -> Option<&'static Self> {
+    /// The kernel with the narrowest tile that holds `head_dim` columns; of several, the one for the fewest devices that this one is
+    /// among. A device is among those of wide kernels if as many of their blocks as should run at once have room.
+    pub fn find(pass: Pass, dtype: DType, head_dim: usize, device: Abilities) -> Option<&'static Self> {
         KERNELS
             .iter()
             .filter(|k| k.pass == pass && k.dtype == dtype && k.head_dim as usize >= head_dim)
-            .filter(|k| !k.wide || k.shared_bytes_of_blocks() <= shared_bytes)
-            .min_by_key(|k| (k.head_dim, !k.wide))
+            .filter(|k| match k.tier {
+                Tier::Common => true,
+                Tier::Wide => k.shared_bytes_of_blocks() <= device.shared_bytes,
+                Tier::Hopper => device.hopper && k.shared_bytes() <= device.shared_bytes,
+            })
+            .min_by_key(|k| (k.head_dim, Reverse(k.tier)))
     }
 
     /// What one block would have to be allowed to have where a multiprocessor has room for [`Kernel::blocks`] of these: it keeps
     /// 1 KB for itself with each, and has so much more than a block may have.
     pub fn shared_bytes_of_blocks(&self) -> u32 {
         self.blocks * (self.shared_bytes() + RESERVED_SHARED) - RESERVED_SHARED
+    }
+
+    /// Shared memory that a block of it may take, in bytes.
+    fn most_shared_bytes(&self) -> u32 {
+        match self.tier {
+            Tier::Common => MOST_SHARED,
+            Tier::Wide => WIDE_SHARED,
+            Tier::Hopper => HOPPER_SHARED,
+        }
+    }
+
+    /// [`shared_bytes`](Self::shared_bytes) of kernels for Hopper.
+    fn hopper_shared_bytes(&self) -> u32 {
+        let size = self.dtype.size() as u32;
+        let row = self.head_dim * size;
+        match self.pass {
+            Pass::Forward => {
+                // Four tiles of K or V; P; tasks and barriers; Q, twice if there is room.
+                let others = 4 * self.keys * row + self.rows * self.keys * size + 512;
+                let query = self.rows * row;
+                others + if 2 * query + others <= HOPPER_SHARED { 2 * query } else { query }
+            }
+            Pass::Backward | Pass::BackwardPrepare | Pass::BackwardFinish => {
+                unreachable!("kernels/list.h has no such pass for Hopper")
+            }
+        }
     }
 
     /// Threads of a block.
@@ -76,7 +142,10 @@ impl Kernel {
     pub fn shared_bytes(&self) -> u32 {
         let size = self.dtype.size() as u32;
         let row = self.head_dim * size;
-        let most = if self.wide { WIDE_SHARED } else { MOST_SHARED };
+        let most = self.most_shared_bytes();
+        if self.tier == Tier::Hopper {
+            return self.hopper_shared_bytes();
+        }
         match self.pass {
             // The task; Q; K, and P in its place; V; the sums of the rows, four lanes each, if scores and O leave no registers.
             Pass::Forward => {
@@ -112,43 +181,43 @@ impl Kernel {
 mod tests {
     use super::*;
 
+    const ABILITIES: [Abilities; 3] = [Abilities::COMMON, Abilities::WIDE, Abilities::HOPPER];
+
     #[test]
     fn the_narrowest_kernel_that_fits_is_chosen() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for head_dim in [8, 40, 64, 72, 128, 136, 256] {
-                let kernel = Kernel::find(Pass::Forward, dtype, head_dim, MOST_SHARED).unwrap();
+                let kernel = Kernel::find(Pass::Forward, dtype, head_dim, Abilities::COMMON).unwrap();
                 let tile = kernel.head_dim as usize;
                 assert!(tile >= head_dim && (tile == 64 || tile / 2 < head_dim), "{kernel:?} for {head_dim}");
                 assert_eq!((kernel.dtype, kernel.pass), (dtype, Pass::Forward));
             }
-            assert_eq!(Kernel::find(Pass::Forward, dtype, 264, MOST_SHARED), None);
+            assert_eq!(Kernel::find(Pass::Forward, dtype, 264, Abilities::HOPPER), None);
         }
     }
 
     #[test]
-    fn names_are_unique_and_tiles_fit_consumer_cards() {
+    fn names_are_unique_and_tiles_fit_their_devices() {
         for (i, kernel) in KERNELS.iter().enumerate() {
             assert!(KERNELS[..i].iter().all(|other| other.name != kernel.name), "{}", kernel.name);
-            let most = if kernel.wide { WIDE_SHARED } else { MOST_SHARED };
-            assert!(kernel.shared_bytes() <= most, "{}", kernel.name);
-            assert!(!kernel.wide || kernel.shared_bytes_of_blocks() > MOST_SHARED, "{}", kernel.name);
+            assert!(kernel.shared_bytes() <= kernel.most_shared_bytes(), "{}", kernel.name);
+            let is_common = kernel.tier == Tier::Common;
+            assert!(is_common || kernel.shared_bytes_of_blocks() > MOST_SHARED, "{}", kernel.name);
         }
     }
 
     #[test]
-    fn wide_kernels_are_for_those_who_have_the_room() {
+    fn kernels_of_a_tier_are_for_those_who_have_what_it_needs() {
         for dtype in [DType::F16, DType::BF16] {
-            for head_dim in [72, 128, 256] {
-                for pass in [Pass::Forward, Pass::Backward] {
-                    if pass == Pass::Forward && head_dim > 128 {
-                        continue;
-                    }
-                    let [narrow, wide] = [MOST_SHARED, WIDE_SHARED]
-                        .map(|bytes| Kernel::find(pass, dtype, head_dim, bytes).unwrap());
-                    assert!(!narrow.wide && wide.wide, "{narrow:?}, {wide:?}");
-                    assert_eq!(narrow.head_dim, wide.head_dim);
-                }
-            }
+            let chosen = |pass, head_dim| {
+                ABILITIES.map(|device| Kernel::find(pass, dtype, head_dim, device).unwrap().tier)
+            };
+            let all = [Tier::Common, Tier::Wide, Tier::Hopper];
+            assert_eq!(chosen(Pass::Forward, 64), [Tier::Common, Tier::Common, Tier::Hopper]);
+            assert_eq!(chosen(Pass::Forward, 72), all);
+            assert_eq!(chosen(Pass::Forward, 128), all);
+            assert_eq!(chosen(Pass::Forward, 256), [Tier::Common, Tier::Common, Tier::Hopper]);
+            assert_eq!(chosen(Pass::Backward, 256), [Tier::Common, Tier::Wide, Tier::Wide]);
         }
     }
 }

@@ -135,7 +135,9 @@ pub struct ForwardParams {
     pub attn: Tensor,
     pub lse: Strided,
     pub row_tiles: i32,
-    pub padding: i32,
+    pub pairs: i32,
+    pub blocks: i32,
+    pub group: i32,
 }
 
 /// Where an adapter's gradients go.

@@ -55,7 +55,7 @@ pub enum Policy {
     Random = 3,
 }
 
-/// When asynchronous copies are done. Results may not depend on it.
+/// When asynchronous copies, and products of warpgroups, are done. Results may not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CopyTiming {
     /// When they are issued.
@@ -72,7 +72,7 @@ pub enum CopyTiming {
 pub struct Options {
     /// Who runs next.
     pub policy: Policy,
-    /// When copies are done.
+    /// When copies and products are done.
     pub copies: CopyTiming,
     /// Of everything random; also chooses the warp that is driven ahead.
     pub seed: u64,
@@ -80,7 +80,7 @@ pub struct Options {
     pub resident_blocks: u32,
     /// Whether accesses are looked at. Without, only collectives are, and a launch is several times as fast.
     pub detector: bool,
-    /// A barrier, wait, commit, acquire or release that does nothing: the end of its file's name, and its line.
+    /// A barrier, fence, wait, commit, acquire or release that does nothing: the end of its file's name, and its line.
     pub disabled: Option<(String, u32)>,
 }
 
@@ -106,7 +106,7 @@ pub struct Fault {
     pub text: String,
 }
 
-/// A barrier, wait, commit, acquire or release that a launch came to.
+/// A barrier, fence, wait, commit, acquire or release that a launch came to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site {
     /// The function.

@@ -75,7 +75,7 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     #[cfg(feature = "emulator")]
     all.push(Box::new(super::emulated::Emulated::default()));
     #[cfg(feature = "cuda")]
-    all.extend(super::gpu::Gpu::find().map(|gpu| -> Box<dyn Backend> { Box::new(gpu) }));
+    all.extend(super::gpu::Gpu::all().into_iter().map(|gpu| -> Box<dyn Backend> { Box::new(gpu) }));
     if let Ok(part) = std::env::var(CHOICE) {
         all.retain(|backend| backend.name().contains(&part));
         assert!(!all.is_empty(), "no {part}: no backend here is called what {CHOICE} says");

@@ -13,28 +13,37 @@ use super::staging::{self, Device};
 /// The kernels on the first CUDA device.
 #[derive(Clone)]
 pub struct Gpu {
+    name: &'static str,
     engine: Arc<Engine>,
     stream: Arc<CudaStream>,
 }
 
 impl Gpu {
-    /// `None`, and one line that says why, where no kernels can run.
-    pub fn find() -> Option<Self> {
-        static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    /// The kernels for all GPUs, and on Hopper those for it alone. None, and one line that says why, where no kernels can run.
+    pub fn all() -> Vec<Self> {
+        static GPU: OnceLock<Vec<Gpu>> = OnceLock::new();
         GPU.get_or_init(|| {
             let open = || {
                 let context = context(0)?;
-                let engine = Arc::new(Engine::new(&context)?);
-                Ok(Self { engine, stream: context.default_stream() })
+                let stream = context.default_stream();
+                let mut all = vec![Self::new(Arc::new(Engine::new(&context)?), stream.clone())];
+                let hopper = Engine::new(&context)?.with_hopper_kernels();
+                if hopper.abilities().hopper {
+                    all.push(Self { name: "hopper", ..Self::new(Arc::new(hopper), stream) });
+                }
+                Ok(all)
             };
-            open().map_err(|e: Error| eprintln!("left out: the kernels on a GPU ({e})")).ok()
+            open().unwrap_or_else(|e: Error| {
+                eprintln!("left out: the kernels on a GPU ({e})");
+                Vec::new()
+            })
         })
         .clone()
     }
 
     /// An engine, and the stream that it is to use.
     pub fn new(engine: Arc<Engine>, stream: Arc<CudaStream>) -> Self {
-        Self { engine, stream }
+        Self { name: "gpu", engine, stream }
     }
 
     fn pieces(&self) -> Pieces {
@@ -69,7 +78,7 @@ impl Device for Pieces {
 
 impl Backend for Gpu {
     fn name(&self) -> String {
-        "gpu".into()
+        self.name.into()
     }
 
     fn supports(&self, problem: &Problem<'_>) -> bool {

@@ -4,7 +4,7 @@ use inducer_attention::cuda::cudarc::driver::result::{self, DriverError};
 use inducer_attention::cuda::cudarc::driver::sys::{self, CUresult};
 use inducer_attention::cuda::cudarc::driver::{DevicePtr, DevicePtrMut};
 use inducer_attention::cuda::driver_present;
-use inducer_attention::cuda::kernels::KERNELS;
+use inducer_attention::cuda::kernels::{KERNELS, Tier};
 
 use crate::call::{Call, values};
 use crate::world::{Code, Image, context, emulated, engine};
@@ -78,7 +78,10 @@ fn a_kernel_that_writes_to_freed_memory_fails() {
 fn shared_memory_beyond_48_kilobytes_is_asked_for_first() {
     emulated(&[], || {
         let context = context(0);
-        let kernel = KERNELS.iter().find(|k| k.shared_bytes() > 48 * 1024 && !k.wide).expect("a kernel");
+        let kernel = KERNELS
+            .iter()
+            .find(|k| k.shared_bytes() > 48 * 1024 && k.tier == Tier::Common)
+            .expect("a kernel");
         let image = Image::new(&[Code::Machine(80)], &[kernel.name]);
         let stream = context.new_stream().expect("a stream");
         let launch = |function| {

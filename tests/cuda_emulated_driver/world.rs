@@ -52,7 +52,7 @@ pub(crate) fn engine(context: &Arc<CudaContext>) -> Engine {
         return Engine::new(context).expect("the emulated driver takes the fatbins");
     }
     let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
-    let image = Image::new(&[Code::Machine(80)], &names);
+    let image = Image::new(&[Code::Machine(80), Code::Machine(90)], &names);
     // SAFETY: the image is complete, and the emulator runs this build's kernels.
     unsafe { Engine::from_images(context, &[image.bytes()]) }.expect("the emulated driver takes the image")
 }

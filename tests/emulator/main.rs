@@ -8,7 +8,9 @@ mod copies;
 mod faults;
 mod instructions;
 mod launch;
+mod products;
 mod run;
+mod warpgroups;
 
 use inducer_attention::cuda::kernels::KERNELS;
 use inducer_attention::emulator::kernels;

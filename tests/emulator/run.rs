@@ -5,13 +5,13 @@ use inducer_attention::emulator::{
     CopyTiming, Kernel, Launch, Memory, Options, Policy, Region, Report, kernels, launch,
 };
 
-/// Every scheduling policy with every timing of copies, with a few seeds where there is something to draw.
-pub(crate) fn all_orders() -> Vec<Options> {
+/// Every scheduling policy with every timing of copies and products, for a block of so many warps, with a few seeds where there is
+/// something to draw.
+pub(crate) fn all_orders(warps: u32) -> Vec<Options> {
     let mut orders = Vec::new();
     let policies = [
         (Policy::RoundRobin, 1),
-        // One seed per warp.
-        (Policy::OneWarpAhead, 4),
+        (Policy::OneWarpAhead, u64::from(warps)),
         (Policy::Reversed, 1),
         (Policy::Random, 4),
     ];
@@ -71,7 +71,7 @@ impl Params {
 pub(crate) fn transform(name: &str, input: &[u32], outputs: usize, argument: i32) -> Vec<u32> {
     let input = Memory::of(input);
     let mut results = Vec::new();
-    for options in all_orders() {
+    for options in all_orders(4) {
         let output = Memory::new(outputs * 4);
         let params = Params::new(&input, &output, argument);
         let report = run(name, 1, &params, &[input.input(), output.output()], &options);

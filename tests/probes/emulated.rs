@@ -12,6 +12,10 @@ impl Machine for Emulator {
         "emulator"
     }
 
+    fn has_warpgroups(&self) -> bool {
+        true
+    }
+
     fn run(&self, kernel: &Kernel, blocks: u32, input: &[u32], output: &mut [u32]) {
         let mut first: Option<Vec<u32>> = None;
         for policy in [Policy::RoundRobin, Policy::OneWarpAhead, Policy::Reversed, Policy::Random] {

@@ -10,6 +10,8 @@ use super::{Kernel, Machine};
 
 /// Compiled with the kernels, but no part of the crate. Empty where no CUDA compiler was found.
 static FATBIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probes.fatbin")));
+/// The same for Hopper alone; empty as well where it is not among the targets.
+static HOPPER: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probes_sm90.fatbin")));
 
 /// As the driver's loader may expect.
 #[repr(align(64))]
@@ -18,7 +20,8 @@ struct Aligned<T: ?Sized>(T);
 /// The first GPU, with the probes loaded.
 pub(crate) struct Gpu {
     context: Arc<CudaContext>,
-    module: sys::CUmodule,
+    modules: Vec<sys::CUmodule>,
+    is_hopper: bool,
 }
 
 impl Gpu {
@@ -29,16 +32,25 @@ impl Gpu {
             return Err("the probes were not compiled: no nvcc was found".into());
         }
         context.bind_to_thread().map_err(|e| e.to_string())?;
-        // SAFETY: a complete fatbin, whose header has its length.
-        let module = unsafe { result::module::load_data(FATBIN.0.as_ptr().cast()) };
-        let module = module.map_err(|e| format!("cannot load the probes: {e}"))?;
-        Ok(Self { context, module })
+        let capability = context.compute_capability().map_err(|e| e.to_string())?;
+        let is_hopper = capability == (9, 0) && !HOPPER.0.is_empty();
+        let mut gpu = Self { context, modules: Vec::new(), is_hopper };
+        for image in [Some(FATBIN), is_hopper.then_some(HOPPER)].into_iter().flatten() {
+            // SAFETY: a complete fatbin, whose header has its length.
+            let module = unsafe { result::module::load_data(image.0.as_ptr().cast()) };
+            gpu.modules.push(module.map_err(|e| format!("cannot load the probes: {e}"))?);
+        }
+        Ok(gpu)
     }
 }
 
 impl Machine for Gpu {
     fn name(&self) -> &'static str {
         "GPU"
+    }
+
+    fn has_warpgroups(&self) -> bool {
+        self.is_hopper
     }
 
     fn run(&self, kernel: &Kernel, blocks: u32, input: &[u32], output: &mut [u32]) {
@@ -51,7 +63,8 @@ impl Machine for Gpu {
         // SAFETY: the module is loaded; the kernel takes a struct of two pointers to memory that lives until the results have
         // been copied, and is as long as the kernel's description says.
         unsafe {
-            let function = result::module::get_function(self.module, name).expect("a probe's name");
+            let found = |&module| result::module::get_function(module, name.clone()).ok();
+            let function = self.modules.iter().find_map(found).expect("a probe's name");
             let mut arguments = [params.as_mut_ptr().cast::<c_void>()];
             let (grid, block) = ((blocks, 1, 1), (kernel.threads, 1, 1));
             let stream = stream.cu_stream();
@@ -66,8 +79,10 @@ impl Machine for Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: loaded by `open`, unloaded once. An error has nowhere to go.
-            let _ = unsafe { result::module::unload(self.module) };
+            for &module in &self.modules {
+                // SAFETY: loaded by `open`, unloaded once. An error has nowhere to go.
+                let _ = unsafe { result::module::unload(module) };
+            }
         }
     }
 }

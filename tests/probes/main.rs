@@ -16,20 +16,24 @@ mod copies;
 mod matrices;
 mod numbers;
 mod turns;
+mod warpgroups;
 
 /// Set it to make a missing GPU a failure.
 const REQUIRE_GPU: &str = "INDUCER_ATTENTION_REQUIRE_GPU";
 
-/// Something that runs the kernels of `kernels/probes.cu`.
+/// Something that runs the kernels of `kernels/probes.cu` and `kernels/probes_sm90.cu`.
 trait Machine {
     /// Its name in reports.
     fn name(&self) -> &'static str;
+
+    /// Whether it runs those of `kernels/probes_sm90.cu`.
+    fn has_warpgroups(&self) -> bool;
 
     /// Runs `blocks` blocks; `output` has what lies there before, and gets what lies there after.
     fn run(&self, kernel: &Kernel, blocks: u32, input: &[u32], output: &mut [u32]);
 }
 
-/// A kernel of `kernels/probes.cu`.
+/// A kernel.
 struct Kernel {
     name: &'static str,
     threads: u32,

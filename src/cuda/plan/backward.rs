@@ -12,7 +12,7 @@ use super::{BackwardPlan, Plan, find, launch};
 use crate::attention::Problem;
 use crate::call::{Backward, D_KEY, D_VALUE, SavedOutput};
 use crate::cuda::convert::{self, Access};
-use crate::cuda::kernels::{MOST_SHARED, Pass};
+use crate::cuda::kernels::{Abilities, Pass};
 use crate::cuda::lists::Lists;
 use crate::cuda::params::{self, BackwardParams, flags};
 use crate::error::{Error, Result};
@@ -43,19 +43,19 @@ pub enum SumOrder {
     Any,
 }
 
-/// What a backward may do and have.
+/// What calls may do and have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// In which order dQ is summed.
     pub order: SumOrder,
-    /// Bytes of shared memory that a block may have on the device.
-    pub shared_bytes: u32,
+    /// What the device has: decides which kernels run.
+    pub device: Abilities,
 }
 
 impl Default for Settings {
     /// Sums in a fixed order, tiles for every GPU.
     fn default() -> Self {
-        Self { order: SumOrder::Fixed, shared_bytes: MOST_SHARED }
+        Self { order: SumOrder::Fixed, device: Abilities::COMMON }
     }
 }
 
@@ -76,11 +76,10 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(problem: &Problem<'_>, lists: &Lists, shared_bytes: u32) -> Self {
+    fn of(problem: &Problem<'_>, lists: &Lists, device: Abilities) -> Self {
         let (heads, d) = (problem.query_heads(), problem.head_dim());
         let rows = problem.batch() * heads * problem.rows();
-        let [prepare, main] =
-            [Pass::BackwardPrepare, Pass::Backward].map(|pass| find(pass, problem, shared_bytes));
+        let [prepare, main] = [Pass::BackwardPrepare, Pass::Backward].map(|pass| find(pass, problem, device));
         // Padding behind the sequences is the last tile's.
         let tiles = |n: usize, tile: u32| n.div_ceil(tile as usize).max(1);
         let row_tiles = tiles(lists.max_rows, main.rows);
@@ -150,7 +149,7 @@ fn partial_size(problem: &Problem<'_>) -> usize {
 
 /// Bytes of workspace that a backward needs.
 pub fn backward_workspace(problem: &Problem<'_>, lists: &Lists, settings: &Settings) -> usize {
-    Sizes::of(problem, lists, settings.shared_bytes).bytes()
+    Sizes::of(problem, lists, settings.device).bytes()
 }
 
 /// Plans a backward whose workspace of `bytes` bytes begins at `workspace`.
@@ -174,7 +173,7 @@ pub fn backward(
         params.problem.flags |= flags::UNORDERED;
     }
 
-    let sizes = Sizes::of(problem, lists, settings.shared_bytes);
+    let sizes = Sizes::of(problem, lists, settings.device);
     if bytes < sizes.bytes() {
         return Err(Error::WorkspaceTooSmall { got: bytes, needed: sizes.bytes() });
     }
@@ -221,13 +220,10 @@ pub fn backward(
     let factors =
         [[problem.query_heads(), sizes.chunks, 1], [problem.kv_heads(), key_tasks, 1], [BLOCKS, 1, 1]];
     // Prepare counts the tiles of all sequences in 31 bits.
-    launch(
-        find(Pass::BackwardPrepare, problem, settings.shared_bytes),
-        [lists.parts(), sizes.prepare_tiles, 2],
-    )?;
+    launch(find(Pass::BackwardPrepare, problem, settings.device), [lists.parts(), sizes.prepare_tiles, 2])?;
     let mut launches = [None; 3];
     for ((slot, pass), factors) in launches.iter_mut().zip(kernels).zip(factors) {
-        *slot = launch(find(pass, problem, settings.shared_bytes), factors)?;
+        *slot = launch(find(pass, problem, settings.device), factors)?;
     }
     Ok(Plan { params, launches })
 }

@@ -1,14 +1,19 @@
 //! The forward's plan: one launch, a block for every tile of queries in every head.
 
 use super::{ForwardPlan, Plan, Settings, find, launch};
+use crate::attention::Problem;
 use crate::call::Forward;
 use crate::cuda::convert::{self, Access};
-use crate::cuda::kernels::Pass;
+use crate::cuda::kernels::{Pass, Tier};
 use crate::cuda::lists::Lists;
 use crate::cuda::params::ForwardParams;
 use crate::error::Result;
 
-/// Plans a forward; of the settings it needs the device's shared memory.
+/// Keys and values that are worked on at a time, in bytes: a third of what a Hopper's second-level cache holds, as each of its halves
+/// keeps a copy of what both read.
+const KEPT_BYTES: usize = 16 << 20;
+
+/// Plans a forward; of the settings it needs what the device has.
 ///
 /// # Errors
 /// As [`check`](super::check), for the outputs as well; [`Error::TooManyBlocks`](crate::Error::TooManyBlocks).
@@ -29,13 +34,27 @@ pub fn forward(call: &Forward<'_, '_, '_>, lists: &Lists, settings: &Settings) -
     if let Some(attn) = &outputs.attn {
         params.attn = convert::tensor("attn", &attn.as_ref(), Access::Pairs)?;
     }
-    let kernel = find(Pass::Forward, problem, settings.shared_bytes);
+    let kernel = find(Pass::Forward, problem, settings.device);
     let row_tiles = lists.max_rows.div_ceil(kernel.rows as usize).max(1);
     params.row_tiles = row_tiles as i32;
-    let launch = if outputs.o.is_empty() {
-        None
-    } else {
-        launch(kernel, [row_tiles, problem.query_heads(), lists.parts()])?
-    };
+    let heads = problem.query_heads();
+    let mut launch =
+        if outputs.o.is_empty() { None } else { launch(kernel, [row_tiles, heads, lists.parts()])? };
+    if let Some(launch) = &mut launch {
+        params.pairs = (launch.blocks / row_tiles as u32) as i32;
+        params.group = group(problem, lists).clamp(1, params.pairs as usize) as i32;
+        if kernel.tier == Tier::Hopper {
+            launch.blocks = launch.blocks.min(settings.device.multiprocessors.max(1) * kernel.blocks);
+        }
+        params.blocks = launch.blocks as i32;
+    }
     Ok(Plan { params, launches: [launch, None, None] })
+}
+
+/// Pairs of sequence and query head whose keys and values the second-level cache holds.
+fn group(problem: &Problem<'_>, lists: &Lists) -> usize {
+    let row = problem.head_dim() * problem.dtype().size();
+    // Query heads that share keys count for one.
+    let shared = problem.query_heads() / problem.kv_heads().max(1);
+    KEPT_BYTES.saturating_mul(shared) / (2 * lists.max_keys).saturating_mul(row).max(1)
 }

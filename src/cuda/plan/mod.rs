@@ -11,7 +11,7 @@ pub use backward::{Settings, SumOrder, backward, backward_workspace};
 pub use forward::forward;
 
 use super::convert;
-use super::kernels::{Kernel, Pass};
+use super::kernels::{Abilities, Kernel, Pass};
 use super::lists::Lists;
 use super::params::{BackwardParams, ForwardParams};
 use crate::attention::Problem;
@@ -68,8 +68,8 @@ pub fn check(problem: &Problem<'_>) -> Result<()> {
 }
 
 /// The kernel for a problem that [`convert::problem`] has taken.
-fn find(pass: Pass, problem: &Problem<'_>, shared_bytes: u32) -> &'static Kernel {
-    Kernel::find(pass, problem.dtype(), problem.head_dim(), shared_bytes)
+fn find(pass: Pass, problem: &Problem<'_>, device: Abilities) -> &'static Kernel {
+    Kernel::find(pass, problem.dtype(), problem.head_dim(), device)
         .expect("the table has kernels of every pass for every dtype up to the largest head dimension")
 }
 
