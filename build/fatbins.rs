@@ -18,7 +18,7 @@ pub const EMULATOR: &str = "kernels/emulator";
 /// The sources, those that take longest last: the pool begins with the last.
 const SOURCES: [&str; 4] = ["backward_finish", "backward_prepare", "forward_sm80", "backward_sm80"];
 /// Those with instructions that Hopper alone has; left out where it is not among the targets.
-const HOPPER_SOURCES: [&str; 1] = ["forward_sm90"];
+const HOPPER_SOURCES: [&str; 2] = ["backward_sm90", "forward_sm90"];
 
 /// Comma-separated architectures, such as `80,90`.
 pub const ARCHS: &str = "INDUCER_ATTENTION_CUDA_ARCHS";

@@ -29,7 +29,10 @@
 // and that product leaves hidden pairs out one by one (add_visible), with P in shared memory. Rare, and slow.
 //
 // Shared memory: Q [rows] once or twice, four slots of [keys], each of head_dim columns; for each consumers' warp P [16, keys], by way
-// of which O leaves as well; 225 KB for bf16 at head_dim 128.
+// of which O leaves as well; the softmax's sums; 227 KB for bf16 at head_dim 128.
+//
+// The sums lie in shared memory for the sake of order: the assembler moves arithmetic behind a wait for products, where exponentials
+// would no longer be computed while O += P V is under way, but no store; and a sum is stored when all of them have been computed.
 //
 // Symbols are those of src/lib.rs. NT, OT: blocks of 8 columns of S and of O; `half` and `e` choose within a fragment
 // (core/product.cuh).
@@ -64,7 +67,8 @@ struct HopperTile {
     static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
     static constexpr int kSlotBytes = Keys * kRowBytes<T, D>;
     static constexpr int kProbabilityBytes = Rows * Keys * static_cast<int>(sizeof(T));
-    static constexpr int kOtherBytes = kSlots * kSlotBytes + kProbabilityBytes + kStateBytes;
+    static constexpr int kSumBytes = kConsumerThreads * 2 * 4;
+    static constexpr int kOtherBytes = kSlots * kSlotBytes + kProbabilityBytes + kSumBytes + kStateBytes;
     // Two places for Q if there is room: the next task's is there early, and whichever warpgroup is done first goes on with it.
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
@@ -195,7 +199,7 @@ struct Producer {
             const i32 end = which == 0 ? ranks.key : ranks.value;
             NO_UNROLL
             for (i32 rank = 0; rank < end; rank += kChunk) {
-                stage_adapter<AtomTile<T, D>, kWarpgroup, 1>(begin_turn(), which == 0 ? p.key : p.value, task().head, rank,
+                stage_adapter<AtomTile<T, D>, kWarpgroup, 2>(begin_turn(), which == 0 ? p.key : p.value, task().head, rank,
                                                              p.head_dim);
                 announce(state.full[place.slot()]);
                 ++place.use;
@@ -212,7 +216,7 @@ struct Producer {
         NO_UNROLL
         for (bool first = true;; first = false) {
             if (value < tiles) {
-                const bool ahead = key == value + 1 && key < tiles && is_plain(p, task(), value) && is_plain(p, task(), key);
+                const bool ahead = key == value + 1 && is_plain(p, task(), value) && key < task().tiles.unmasked_end(p, value);
                 const bool is_value = key != value && !ahead;
                 load_keys(is_value, is_value ? value++ : key++);
             }
@@ -238,10 +242,9 @@ struct Producer {
             run_task();
             ++number;
         }
-        // Behind the last one. No warp may arrive for it before all have for the task before.
-        if (Tile::kQueries == 2) wait_for_query();
+        // Behind the last one. No warp may arrive here before all have for the last use of this barrier.
+        wait_for_query();
         if (thread() == 0) task().rows = 0;
-        sync_some<kWarpgroup>(kProducerBarrier);
         announce(state.query_full[query().slot()]);
     }
 };
@@ -257,6 +260,7 @@ struct Consumer {
     ForwardState<Keys>& state;
     char *q_tile, *slots;
     char* scratch;                  // of the warp
+    float* sums;                    // of the lane's rows in the softmax, 32 from each other
     int warp_row;                   // first row of the warp
     Turn<kSlots> place;
     i32 number = 0;                 // of the task, of this block's
@@ -377,9 +381,9 @@ struct Consumer {
             rescale(o, factor, moved);
             to_operands(probabilities, s);
         }
-        ++tile;
+        const i32 end = task().tiles.unmasked_end(p, tile);
         NO_UNROLL
-        for (; tile < task().tiles.tiles && is_plain(p, task(), tile); ++tile) {
+        for (++tile; tile < end; ++tile) {
             const u64 k = rows_matrix<D>(take());
             begin_rows_by_rows<T, D>(s, query(), k);
             ++place.use;
@@ -494,8 +498,7 @@ struct Consumer {
         const float scale = exponent_scale(p);
         float o[1][OT][4];
         clear(o);
-        float sums[2];
-        OnlineSoftmax<1> softmax(sums, 1);
+        OnlineSoftmax<1> softmax(sums, 32);
         NO_UNROLL
         for (i32 tile = 0; tile < task().tiles.tiles;) {
             if (is_plain(p, task(), tile)) {
@@ -546,7 +549,7 @@ DEVICE void forward_hopper(const ForwardParams& params) {
     char* q_tile = shared_memory_of_warpgroups();
     char* slots = q_tile + Tile::kQueries * Tile::kQueryBytes;
     char* scratch = slots + kSlots * Tile::kSlotBytes;
-    auto& state = *reinterpret_cast<ForwardState<Keys>*>(scratch + Tile::kProbabilityBytes);
+    auto& state = *reinterpret_cast<ForwardState<Keys>*>(scratch + Tile::kProbabilityBytes + Tile::kSumBytes);
 
     if (thread_index() == 0) {
         UNROLL
@@ -568,7 +571,8 @@ DEVICE void forward_hopper(const ForwardParams& params) {
         take_registers<Tile::kConsumerRegisters>();
         const int warp_row = (warp_index() - kWarpgroup / 32) * 16;
         char* own = scratch + warp_row * Keys * static_cast<int>(sizeof(T));
-        Consumer<T, D, Rows, Keys, Warps>{params, state, q_tile, slots, own, warp_row}.run();
+        float* sums = reinterpret_cast<float*>(scratch + Tile::kProbabilityBytes) + warp_row / 16 * 64 + lane_index();
+        Consumer<T, D, Rows, Keys, Warps>{params, state, q_tile, slots, own, sums, warp_row}.run();
     }
 }
 

@@ -30,7 +30,7 @@
     X(forward_wide, bf16, 128, 128, 64, 4, 2) \
     X(forward_wide, f16, 128, 128, 64, 4, 2)
 
-// For sm_90 alone: warpgroups, of which the first one of a block only copies.
+// For sm_90 alone: warpgroups, of which the first one of a block serves the others.
 #define FORWARD_HOPPER_KERNELS(X) \
     X(forward_hopper, bf16, 64, 192, 128, 16, 1) \
     X(forward_hopper, bf16, 128, 128, 128, 12, 1) \
@@ -38,6 +38,12 @@
     X(forward_hopper, f16, 64, 192, 128, 16, 1) \
     X(forward_hopper, f16, 128, 128, 128, 12, 1) \
     X(forward_hopper, f16, 256, 128, 64, 12, 1)
+
+#define BACKWARD_HOPPER_KERNELS(X) \
+    X(backward_hopper, bf16, 64, 128, 128, 12, 1) \
+    X(backward_hopper, bf16, 128, 64, 128, 12, 1) \
+    X(backward_hopper, f16, 64, 128, 128, 12, 1) \
+    X(backward_hopper, f16, 128, 64, 128, 12, 1)
 
 #define BACKWARD_PREPARE_KERNELS(X) \
     X(backward_prepare, bf16, 64, 64, 0, 4, 4) \

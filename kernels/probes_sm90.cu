@@ -33,10 +33,14 @@ DEVICE void store(float* to, const float (&c)[NT][4]) {
     }
 }
 
+// Where the swizzle begins, if that is where the pattern does; else nothing is computed.
+DEVICE bool is_aligned(const char* tile) { return shared_address(tile) % kAtomBytes == 0; }
+
 // In: A [64, D], B [N, D]. Out: A·Bᵀ.
 template <class T, int D, int N>
 DEVICE void probe_rows(const ProbeParams& params) {
     char *a = shared_memory_of_warpgroups(), *b = a + kRows * D * 2;
+    if (!is_aligned(a)) return;
     lay_down<T, D, N>(b, lay_down<T, D, kRows>(a, static_cast<const T*>(params.input)));
     fence_async_proxy();
     sync_threads();

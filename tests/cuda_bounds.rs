@@ -10,7 +10,13 @@ use inducer_attention::DType;
 
 #[test]
 fn what_is_behind_a_bound_has_no_gradient() {
-    for causal in [false, true] {
+    // A tile of queries has so many rows, one of keys 128.
+    for (causal, emulated, rows) in [
+        (false, Emulated::default(), 64),
+        (true, Emulated::default(), 64),
+        (false, Emulated::hopper(), 128),
+        (true, Emulated::hopper(), 128),
+    ] {
         let mut case = Case {
             batch: 1,
             rows: 300,
@@ -25,16 +31,15 @@ fn what_is_behind_a_bound_has_no_gradient() {
         let inputs = case.build();
         let problem = inputs.attention();
         let problem = problem.validate().unwrap();
-        let forward = run::forward(&Emulated::default(), &inputs).unwrap();
-        // A tile of queries has 64 rows, one of keys 128.
-        let bounded = Emulated { bounds: Some((64, 128)), ..Emulated::default() };
+        let forward = run::forward(&emulated, &inputs).unwrap();
+        let bounded = Emulated { bounds: Some((rows, 128)), ..emulated.clone() };
         let backward = run::backward(&bounded, &inputs, &forward).unwrap();
-        let complete = run::backward(&Emulated::default(), &inputs, &forward).unwrap();
+        let complete = run::backward(&emulated, &inputs, &forward).unwrap();
         let mut behind = 0;
         for i in 0..problem.sequences() {
             let s = problem.sequence(i);
             for (name, base, length, bound) in [
-                ("q", s.row_base, s.rows, 64),
+                ("q", s.row_base, s.rows, rows),
                 ("k", s.key_base, s.key_end, 128),
                 ("v", s.key_base, s.key_end, 128),
             ] {

@@ -24,32 +24,18 @@ fn backends_agree_where_any_two_features_meet() {
     }
 }
 
-/// Kernels for Hopper.
-#[cfg(feature = "emulator")]
-#[test]
-fn emulated_kernels_of_warpgroups_agree() {
-    let orders = [SumOrder::Fixed, SumOrder::Fixed, SumOrder::Fixed, SumOrder::Any];
-    let cases = pairwise::cases(4).into_iter().filter(|case| case.dtype != DType::F32);
-    for (i, case) in cases.enumerate() {
-        // Few, so that blocks take several tiles.
-        let device = Abilities { multiprocessors: 1 + i as u32 % 3, ..Abilities::HOPPER };
-        let settings = Settings { device, order: orders[i % 4] };
-        let emulated = Emulated { settings, ..Emulated::default() };
-        check_on(&emulated, &case).unwrap_or_else(|e| panic!("case {i}, {settings:?}: {e}\n{case:#?}"));
-    }
-}
-
 /// dQ summed as tiles come, and tiles for more shared memory than every GPU has.
 #[cfg(feature = "emulator")]
 #[test]
 fn emulated_kernels_agree_with_other_settings() {
     let any_order = Settings { order: SumOrder::Any, ..Settings::default() };
     let wide = Settings { device: Abilities::WIDE, ..Settings::default() };
+    let hopper = Settings { device: Emulated::hopper().settings.device, ..any_order };
     let is_wide = |case: &Case| case.dtype != DType::F32 && case.head_dim > 64;
     let cases = pairwise::cases(2);
     for (i, case) in cases.iter().enumerate() {
         let settings = if is_wide(case) {
-            wide
+            if i % 3 == 0 { hopper } else { wide }
         } else if i % 4 == 0 {
             any_order
         } else {

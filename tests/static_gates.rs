@@ -215,13 +215,8 @@ fn sixteen_bit_kernels_use_tensor_cores() {
     let Some(report) = report() else { return };
     // Rounding and sums need none.
     for (name, target) in report.into_keys().filter(|k| kernel(k.0).pass != Pass::BackwardFinish) {
-        let file = std::fs::read_dir(env!("OUT_DIR"))
-            .unwrap()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.to_string_lossy().ends_with(&format!(".sm_{target}.cubin")))
-            .find_map(|path| instructions(&path, name));
-        let code = file.unwrap_or_else(|| panic!("no cubin for sm_{target} holds {name}"));
-        let count = |wanted: u16| code.iter().filter(|&&opcode| opcode == wanted).count();
+        let code = code(name, target);
+        let count = |wanted: u64| code.iter().filter(|words| words.0 & 0xfff == wanted).count();
         let (products, of_warpgroups) = (count(HMMA), count(HGMMA[0]) + count(HGMMA[1]));
         let uses = (products > 0, of_warpgroups > 0);
         let expected = match kernel(name) {
@@ -236,14 +231,52 @@ fn sixteen_bit_kernels_use_tensor_cores() {
     }
 }
 
+/// In the forward for Hopper, exponentials are computed while O += P V is under way: all of a tile's, between the wait for its scores
+/// and the wait for O. (The assembler would rather compute them behind the second wait; see the source.)
+#[test]
+fn exponentials_are_computed_while_products_are_under_way() {
+    let Some(report) = report() else { return };
+    let hopper = |k: &Kernel| k.tier == Tier::Hopper && k.pass == Pass::Forward;
+    for (name, target) in report.into_keys().filter(|key| hopper(kernel(key.0))) {
+        let code = code(name, target);
+        let is_wait = |i: &usize| code[*i].0 & 0xfff == DEPBAR && code[*i].0 >> 32 == DEPBAR_OF_GROUPS;
+        let waits: Vec<usize> = (0..code.len()).filter(is_wait).collect();
+        // Groups that a wait leaves under way.
+        let first =
+            waits.iter().position(|&i| code[i].1 >> 8 & 0xff == 1).expect("a wait for one of two groups");
+        let between = &code[waits[first]..waits[first + 1]];
+        let exponentials = between.iter().filter(|words| words.0 & 0xfff == MUFU).count();
+        let needed = (kernel(name).keys / 2) as usize;
+        assert!(exponentials >= needed, "{name} on sm_{target}: {exponentials} of {needed}");
+    }
+}
+
+/// Opcode of MUFU, exponentials and reciprocals.
+const MUFU: u64 = 0x308;
+
+/// Opcode of DEPBAR, and what is in the upper half of its first word where it waits for products of warpgroups.
+const DEPBAR: u64 = 0x9c5;
+const DEPBAR_OF_GROUPS: u64 = 0x8000;
+
 /// Opcode of HMMA, the product of 16-bit matrices, since Volta.
-const HMMA: u16 = 0x23c;
+const HMMA: u64 = 0x23c;
 
 /// Opcodes of HGMMA, the same of a warpgroup: the left matrix in registers, or in shared memory.
-const HGMMA: [u16; 2] = [0x9f0, 0xdf0];
+const HGMMA: [u64; 2] = [0x9f0, 0xdf0];
 
-/// Opcodes of a kernel's code, the low 12 bits of each 16-byte instruction; `None` if the cubin, an ELF file, does not hold it.
-fn instructions(cubin: &Path, name: &str) -> Option<Vec<u16>> {
+/// The code of a kernel: instructions, two words each, of which the first's low 12 bits are the opcode.
+fn code(name: &str, target: u32) -> Vec<(u64, u64)> {
+    let entries = std::fs::read_dir(env!("OUT_DIR")).unwrap();
+    let mut cubins = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_string_lossy().ends_with(&format!(".sm_{target}.cubin")));
+    cubins
+        .find_map(|path| instructions(&path, name))
+        .unwrap_or_else(|| panic!("no cubin for sm_{target} holds {name}"))
+}
+
+/// The same from one cubin, an ELF file; `None` if it does not hold the kernel.
+fn instructions(cubin: &Path, name: &str) -> Option<Vec<(u64, u64)>> {
     let elf = std::fs::read(cubin).unwrap();
     let word = |at: usize, bytes: usize| -> usize {
         elf[at..at + bytes].iter().rev().fold(0, |n, &b| n << 8 | usize::from(b))
@@ -259,6 +292,9 @@ fn instructions(cubin: &Path, name: &str) -> Option<Vec<u16>> {
         let text = &elf[names + name_at..];
         let end = text.iter().position(|&b| b == 0)?;
         (&text[..end] == wanted.as_bytes())
-            .then(|| (start..start + length).step_by(16).map(|at| (word(at, 2) & 0xfff) as u16).collect())
+            .then(|| {
+                (start..start + length).step_by(16).map(|at| (word(at, 8) as u64, word(at + 8, 8) as u64))
+            })
+            .map(Iterator::collect)
     })
 }

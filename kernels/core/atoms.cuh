@@ -58,7 +58,16 @@ DEVICE void load_atoms(char* tile, const T* rows, i64 stride, int begin, int end
     const bool inside = own.chunk * 8 < head_dim;
     const T* from = rows + own.row * stride + own.chunk * 8;
     const i64 by = stride * own.kStep;
-#pragma unroll 4
+    if (begin <= 0 && end >= Rows) {
+        if (!inside) from = rows;
+        UNROLL
+        for (int i = 0; i < Rows; i += own.kStep) {
+            copy_async(tile + own.offset(i), from, inside);
+            if (inside) from += by;
+        }
+        return;
+    }
+    NO_UNROLL
     for (int i = 0; i < Rows; i += own.kStep) {
         const bool valid = inside && own.row + i >= begin && own.row + i < end;
         copy_async(tile + own.offset(i), valid ? from : rows, valid);

@@ -150,8 +150,9 @@ DEVICE void mark_dropped(float (&s)[MT][NT][4], const Problem& p, u32 stream, u3
     }
 }
 
-// to ← w m̃∘P times `scale`, of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P.
-template <int MT, int NT, int Rows>
+// to ← w m̃∘P times `scale`, of columns 8·`nt` to 8·`nt` + 15: only these, as there is no room for more beside P. `Whole` here and
+// below: nothing of the tile is hidden or dropped.
+template <bool Whole = false, int MT, int NT, int Rows>
 DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][NT][4], const RowStatistics<Rows>& rows,
                                    int first_row, int nt, float scale) {
     UNROLL
@@ -164,14 +165,14 @@ DEVICE void weighted_probabilities(float (&to)[MT][2][4], const float (&s)[MT][N
             for (int e = 0; e < 4; ++e) {
                 float x = s[mt][nt + block][e];
                 // Nothing of what is hidden or dropped, whatever the weight.
-                to[mt][block][e] = x <= 0.0f ? 0.0f : x * (e % 2 == 0 ? weight.x : weight.y);
+                to[mt][block][e] = !Whole && x <= 0.0f ? 0.0f : x * (e % 2 == 0 ? weight.x : weight.y);
             }
         }
     }
 }
 
 // dP ← dS, for columns of P from 8·`first_tile` on; 0 where P is, whatever dP is there. `first_row` is dP's first.
-template <int MT, int Tiles, int NT, int Rows>
+template <bool Whole = false, int MT, int Tiles, int NT, int Rows>
 DEVICE void score_gradients(float (&dp)[MT][Tiles][4], const float (&s)[MT][NT][4], int first_tile,
                             const RowStatistics<Rows>& rows, int first_row) {
     UNROLL
@@ -183,9 +184,9 @@ DEVICE void score_gradients(float (&dp)[MT][Tiles][4], const float (&s)[MT][NT][
             UNROLL
             for (int e = 0; e < 4; ++e) {
                 float x = s[mt][first_tile + nt][e];
-                float kept = x < 0.0f ? 0.0f : (e % 2 == 0 ? weight.x : weight.y);
+                float kept = !Whole && x < 0.0f ? 0.0f : (e % 2 == 0 ? weight.x : weight.y);
                 float inner = fused_multiply_add(kept, dp[mt][nt][e], e % 2 == 0 ? -constant.x : -constant.y);
-                dp[mt][nt][e] = x == 0.0f ? 0.0f : ::fabsf(x) * inner;
+                dp[mt][nt][e] = Whole ? x * inner : x == 0.0f ? 0.0f : ::fabsf(x) * inner;
             }
         }
     }

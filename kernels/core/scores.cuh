@@ -132,6 +132,10 @@ struct KeyTiles {
         i32 key = first_key(tile);
         return is_prefix(tile) ? key + Keys > p.prefix_len : key < all_first || key + Keys > all_end;
     }
+    // Behind the tiles of the same source that follow `tile`, which is not masked, and are not either.
+    DEVICE i32 unmasked_end(const Problem& p, i32 tile) const {
+        return is_prefix(tile) ? p.prefix_len / Keys : prefix_tiles + (all_end - first) / Keys;
+    }
 };
 
 }  // namespace inducer

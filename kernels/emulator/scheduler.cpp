@@ -272,10 +272,11 @@ void stop(Launch& launch) {
 }
 
 void diverged(Lane& lane, const char* what, Site site, const char* others, Site others_site) {
-    lane.launch->faults.add(
-        "divergent lanes at collective", site,
-        print("%s comes to %s at %s:%d, others of its %s to %s at %s:%d", describe(lane).c_str(), what, site.file, site.line,
-              strcmp(others, "barrier") == 0 ? "block" : "warp", others, others_site.file, others_site.line));
+    const bool of_warpgroup = strcmp(what, "a product") == 0 || strcmp(others, "a product") == 0;
+    const char* whose = strcmp(others, "barrier") == 0 ? "block" : of_warpgroup ? "warpgroup" : "warp";
+    lane.launch->faults.add("divergent lanes at collective", site,
+                            print("%s comes to %s at %s:%d, others of its %s to %s at %s:%d", describe(lane).c_str(), what,
+                                  site.file, site.line, whose, others, others_site.file, others_site.line));
     stop(*lane.launch);
 }
 

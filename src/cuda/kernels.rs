@@ -122,12 +122,19 @@ impl Kernel {
         let row = self.head_dim * size;
         match self.pass {
             Pass::Forward => {
-                // Four tiles of K or V; P; tasks and barriers; Q, twice if there is room.
-                let others = 4 * self.keys * row + self.rows * self.keys * size + 512;
+                // Four tiles of K or V; P; sums of rows, four lanes each; tasks and barriers; Q, twice if there is room.
+                let others = 4 * self.keys * row + self.rows * self.keys * size + 4 * 4 * self.rows + 512;
                 let query = self.rows * row;
                 others + if 2 * query + others <= HOPPER_SHARED { 2 * query } else { query }
             }
-            Pass::Backward | Pass::BackwardPrepare | Pass::BackwardFinish => {
+            Pass::Backward => {
+                // K and V; two Q and two dO; two dS; two dQ in f32, or one if they are long; the rows' numbers, tasks and barriers.
+                let places = if self.rows > 64 { 1 } else { 2 };
+                let scores = 2 * self.keys * self.rows * size;
+                let sums = places * self.rows * self.head_dim * 4;
+                (2 * self.keys + 4 * self.rows) * row + scores + sums + 2 * 12 * self.rows + 1024
+            }
+            Pass::BackwardPrepare | Pass::BackwardFinish => {
                 unreachable!("kernels/list.h has no such pass for Hopper")
             }
         }
@@ -217,6 +224,7 @@ mod tests {
             assert_eq!(chosen(Pass::Forward, 72), all);
             assert_eq!(chosen(Pass::Forward, 128), all);
             assert_eq!(chosen(Pass::Forward, 256), [Tier::Common, Tier::Common, Tier::Hopper]);
+            assert_eq!(chosen(Pass::Backward, 128), all);
             assert_eq!(chosen(Pass::Backward, 256), [Tier::Common, Tier::Wide, Tier::Wide]);
         }
     }

@@ -63,6 +63,13 @@ pub struct Lists {
 }
 
 impl Lists {
+    /// Whether sequences may differ in length.
+    pub(super) fn has_lengths(&self) -> bool {
+        [self.query_lengths, self.key_lengths, self.key_starts, self.cu_seqlens_q]
+            .iter()
+            .any(|&list| list != 0)
+    }
+
     /// The problem's own lists, where they are: in host memory, for the emulator.
     ///
     /// # Panics

@@ -73,7 +73,10 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     let mut all: Vec<Box<dyn Backend>> = Vec::new();
     all.extend(Cpu::all().map(|cpu| -> Box<dyn Backend> { Box::new(cpu) }));
     #[cfg(feature = "emulator")]
-    all.push(Box::new(super::emulated::Emulated::default()));
+    all.extend(
+        [super::emulated::Emulated::default(), super::emulated::Emulated::hopper()]
+            .map(|emulated| -> Box<dyn Backend> { Box::new(emulated) }),
+    );
     #[cfg(feature = "cuda")]
     all.extend(super::gpu::Gpu::all().into_iter().map(|gpu| -> Box<dyn Backend> { Box::new(gpu) }));
     if let Ok(part) = std::env::var(CHOICE) {

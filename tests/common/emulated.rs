@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use inducer_attention::cuda::kernels::Abilities;
 use inducer_attention::cuda::plan::{self, Plan, Settings};
 use inducer_attention::cuda::{HEAD_DIM_MULTIPLE, Lists, RawList, RawLists};
 use inducer_attention::emulator::{self, CopyTiming, Launch, Memory, Options, Policy, Region, Site, launch};
-use inducer_attention::{Error, Gradients, Outputs, Problem, Saved, Upstream};
+use inducer_attention::{DType, Error, Gradients, Outputs, Problem, Saved, Upstream};
 
 use super::backend::Backend;
 use super::staging::{self, Device};
@@ -25,6 +26,12 @@ pub struct Emulated {
 }
 
 impl Emulated {
+    /// Hopper's kernels, on so few multiprocessors that blocks take several tiles.
+    pub fn hopper() -> Self {
+        let device = Abilities { multiprocessors: 2, ..Abilities::HOPPER };
+        Self { settings: Settings { device, ..Settings::default() }, ..Self::default() }
+    }
+
     fn options(&self, problem: &Problem<'_>) -> Options {
         const POLICIES: [Policy; 4] =
             [Policy::RoundRobin, Policy::OneWarpAhead, Policy::Reversed, Policy::Random];
@@ -134,11 +141,13 @@ impl Device for Pieces {
 
 impl Backend for Emulated {
     fn name(&self) -> String {
-        "emulated".into()
+        if self.settings.device.hopper { "emulated warpgroups" } else { "emulated" }.into()
     }
 
     fn supports(&self, problem: &Problem<'_>) -> bool {
-        problem.head_dim().is_multiple_of(HEAD_DIM_MULTIPLE)
+        // Of f32, Hopper's kernels are those of all others.
+        let is_new = !self.settings.device.hopper || problem.dtype() != DType::F32;
+        is_new && problem.head_dim().is_multiple_of(HEAD_DIM_MULTIPLE)
     }
 
     fn forward(&self, problem: &Problem<'_>, outputs: Outputs<'_>) -> Result<(), Error> {

@@ -65,8 +65,7 @@ fn resources(tier: Tier) {
         assert_eq!(resources.shared_bytes, kernel.shared_bytes());
         assert!(resources.blocks_per_multiprocessor > 0, "{}: {resources:?}", kernel.name);
     }
-    let passes = if tier == Tier::Hopper { vec![Pass::Forward] } else { vec![Pass::Forward, Pass::Backward] };
-    for pass in passes {
+    for pass in [Pass::Forward, Pass::Backward] {
         let chosen = engine.kernel(pass, DType::BF16, 128).expect("a kernel");
         assert_eq!(chosen.tier, tier);
     }

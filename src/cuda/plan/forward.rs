@@ -43,12 +43,20 @@ pub fn forward(call: &Forward<'_, '_, '_>, lists: &Lists, settings: &Settings) -
     if let Some(launch) = &mut launch {
         params.pairs = (launch.blocks / row_tiles as u32) as i32;
         params.group = group(problem, lists).clamp(1, params.pairs as usize) as i32;
-        if kernel.tier == Tier::Hopper {
+        // Where tiles differ in length, the device deals them out: as fast as a block is done, it starts the next one.
+        if kernel.tier == Tier::Hopper && tiles_are_alike(problem, lists) {
             launch.blocks = launch.blocks.min(settings.device.multiprocessors.max(1) * kernel.blocks);
         }
         params.blocks = launch.blocks as i32;
     }
     Ok(Plan { params, launches: [launch, None, None] })
+}
+
+/// Whether all tiles of queries look at as many keys.
+fn tiles_are_alike(problem: &Problem<'_>, lists: &Lists) -> bool {
+    let config = &problem.attention().config;
+    let masked = config.causal || config.window_left.is_some() || config.window_right.is_some();
+    !masked && !lists.has_lengths()
 }
 
 /// Pairs of sequence and query head whose keys and values the second-level cache holds.
