@@ -157,6 +157,10 @@ proptest! {
     fn results_do_not_depend_on_the_number_of_threads(case in draw::case()) {
         let inputs = case.build();
         for_each_backend(&inputs, |backend| {
+            // It has no threads of its own, and would do the same thing each time.
+            if backend.name().starts_with("emulated") {
+                return Ok(());
+            }
             let mut results = POOLS.iter().map(|pool| pool.install(|| run_both(backend, &inputs)));
             let first = results.next().expect("a pool")?;
             for other in results {
