@@ -39,7 +39,9 @@ fn threads_and_streams_at_the_same_time_compute_the_same_bits() {
             scope.spawn(work);
             scope.spawn(work);
         });
-        assert_eq!(calls("cuModuleLoadData"), fatbins().count().max(1) as u64, "kernels are loaded once");
+        // Without those for Hopper, which this device is not.
+        let own = fatbins().filter(|(name, _)| !name.ends_with("_sm90")).count();
+        assert_eq!(calls("cuModuleLoadData"), own.max(1) as u64, "kernels are loaded once");
         context.synchronize().expect("nothing went wrong");
     });
 }
