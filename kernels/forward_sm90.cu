@@ -1,8 +1,9 @@
 // The fused forward for sm_90a: O, lse, and U or attn where they are wanted. What forward_sm80.cu computes, with the products of
 // warpgroups, and copies by warps that do nothing else.
 //
-// A task is one tile of queries in one head of one sequence; a multiprocessor has one block, which takes one task after the other. Its
-// first warpgroup, the producer, fills a ring of four slots; the others, the consumers, own 64 rows each and empty it:
+// A task is one tile of queries in one head of one sequence. A multiprocessor has one block at a time; where tasks are alike it stays
+// and takes one after the other, where they are not, each has a block (src/cuda/plan/forward.rs). Its first warpgroup, the producer,
+// fills a ring of four slots; the others, the consumers, own 64 rows each and empty it:
 //
 //     producer                               consumers
 //     K 0, Q           ──► slots ──►         S = Q K₀ᵀ, softmax
@@ -230,11 +231,9 @@ struct Producer {
     DEVICE void run() {
         const i32 all = params.row_tiles * params.pairs;
         NO_UNROLL
-        for (i32 round = 0; round * static_cast<i64>(params.blocks) < all; ++round) {
-            // There and back again, so that no block always has the longer ones.
-            const i32 block = static_cast<i32>(block_x());
-            const i64 index = static_cast<i64>(round) * params.blocks + (round % 2 == 0 ? block : params.blocks - 1 - block);
-            if (index >= all) continue;
+        for (i32 round = 0;; ++round) {
+            const i64 index = static_cast<i64>(round) * params.blocks + static_cast<i32>(block_x());
+            if (index >= all) break;
             // The task's place is that of the one before the last, which the consumers are done with when they are with its Q.
             if (Tile::kQueries == 2) wait_for_query();
             if (!begin_task<T, Rows, kWarpgroup>(task(), params, place_of(params, static_cast<i32>(index)), thread())) continue;
