@@ -1,9 +1,9 @@
 //! The GPU check to go: a folder that runs on a machine with an NVIDIA GPU and neither Rust nor a network.
 //!
 //! ```sh
-//! cargo run --release --example gpu_check -- DIR      # here; needs nvcc
-//! DIR/run.sh                                          # there; ends within eight minutes, writes gpu-check.json
-//! DIR/run.sh --hopper                                 # the same for the kernels that are for Hopper alone
+//! cargo run --profile gpu-check --features cuda --example gpu_check -- DIR   # here; needs nvcc
+//! DIR/run.sh            # there; ends within eight minutes, writes gpu-check.json
+//! DIR/run.sh --hopper   # the same for the kernels that are for Hopper alone
 //! ```
 //!
 //! The folder holds tests and bench with the kernels embedded, this program, and a script for comparison with torch.
