@@ -306,7 +306,7 @@ struct BackwardConsumer {
         exists = warp_any(block.item(next).exists != 0);
         apart = exists && warp_any((block.params.problem.flags & kTransform) != 0 || is_poisoned(next));
     }
-    // Gives the item's stage back. All products that read it must be done.
+    // Gives the item's stage back. All products that read it must be done, and all lanes' own reads: consumers have met since.
     DEVICE void give() {
         if (lane_index() == 0) mbarrier_arrive(block.state().empty[use % kStages]);
     }
@@ -466,7 +466,7 @@ struct BackwardConsumer {
     // An item whose products are taken one by one, but for dV, which may wait.
     DEVICE void take_apart(float (&dk)[1][OT][4], float (&dv)[1][OT][4]) {
         const Problem& p = block.params.problem;
-        const bool poisoned = is_poisoned(use);
+        const bool poisoned = warp_any(is_poisoned(use));
         auto seen_by = [&](int i) { return rows_that_see(p, block.task(), item(), warp_key + i); };
         // What was laid down for one of the warp's keys.
         auto left = [&](int i, int j) { return to_float(*AtomTile<T, Rows>::element(block.d_s_tile(use), warp_key + i, j)); };

@@ -36,16 +36,16 @@ DEVICE void store(float* to, const float (&c)[NT][4]) {
 // Where the swizzle begins, if that is where the pattern does; else nothing is computed.
 DEVICE bool is_aligned(const char* tile) { return shared_address(tile) % kAtomBytes == 0; }
 
-// In: A [64, D], B [N, D]. Out: A·Bᵀ.
-template <class T, int D, int N>
+// In: A [A, D], B [N, D]. Out: A·Bᵀ, of A's last 64 rows.
+template <class T, int A, int D, int N>
 DEVICE void probe_rows(const ProbeParams& params) {
-    char *a = shared_memory_of_warpgroups(), *b = a + kRows * D * 2;
+    char *a = shared_memory_of_warpgroups(), *b = a + A * D * 2;
     if (!is_aligned(a)) return;
-    lay_down<T, D, N>(b, lay_down<T, D, kRows>(a, static_cast<const T*>(params.input)));
+    lay_down<T, D, N>(b, lay_down<T, D, A>(a, static_cast<const T*>(params.input)));
     fence_async_proxy();
     sync_threads();
     float c[N / 8][4];
-    begin_rows_by_rows<T, D>(c, rows_matrix<D>(a), rows_matrix<D>(b));
+    begin_rows_by_rows<T, D>(c, rows_matrix<D>(a, A - kRows), rows_matrix<D>(b));
     warpgroup_wait<0>();
     pin(c);
     store(static_cast<float*>(params.output), c);
@@ -81,21 +81,15 @@ DEVICE void probe_registers(const ProbeParams& params) {
     store(static_cast<float*>(params.output), c);
 }
 
-// In: A [K, 64], B [K, D]. Out: Aᵀ·B, of B's columns 64 to 127.
-template <class T, int D, int K>
+// In: A [K, DA], B [K, D]. Out: Aᵀ·B, of A's last 64 columns and B's columns 64 to 127.
+template <class T, int DA, int D, int K>
 DEVICE void probe_columns(const ProbeParams& params) {
-    char *a = shared_memory_of_warpgroups(), *b = a + K * 64 * 2;
-    lay_down<T, D, K>(b, lay_down<T, 64, K>(a, static_cast<const T*>(params.input)));
+    char *a = shared_memory_of_warpgroups(), *b = a + K * DA * 2;
+    lay_down<T, D, K>(b, lay_down<T, DA, K>(a, static_cast<const T*>(params.input)));
     fence_async_proxy();
     sync_threads();
     float c[8][4];
-    const u64 left = columns_matrix<64>(a), right = columns_matrix<D>(b + kAtomBytes);
-    warpgroup_fence();
-    UNROLL
-    for (int row = 0; row < K; row += 16) {
-        multiply<true, true>(c, next_rows<64>(left, row), next_rows<D>(right, row), row > 0, T{});
-    }
-    warpgroup_commit();
+    begin_columns_by_tile<T, DA, D, K>(c, columns_matrix<DA>(a + (DA / 64 - 1) * kAtomBytes), columns_matrix<D>(b + kAtomBytes));
     warpgroup_wait<0>();
     pin(c);
     store(static_cast<float*>(params.output), c);
@@ -103,27 +97,30 @@ DEVICE void probe_columns(const ProbeParams& params) {
 
 }  // namespace inducer
 
-#define ROWS(type, d, n)                                                                                       \
-    KERNEL(probe_rows_##type##_d##d##_n##n, inducer::ProbeParams, 128, 1, (64 + n) * d * 2) {                 \
-        inducer::probe_rows<inducer::type, d, n>(params);                                                     \
+#define ROWS(type, a, d, n)                                                                                    \
+    KERNEL(probe_rows_##type##_a##a##_d##d##_n##n, inducer::ProbeParams, 128, 1, (a + n) * d * 2) {           \
+        inducer::probe_rows<inducer::type, a, d, n>(params);                                                  \
     }
 #define REGISTERS(type, d, k)                                                                                  \
     KERNEL(probe_registers_##type##_d##d##_k##k, inducer::ProbeParams, 128, 1, k * d * 2) {                   \
         inducer::probe_registers<inducer::type, d, k>(params);                                                \
     }
-#define COLUMNS(type, d, k)                                                                                    \
-    KERNEL(probe_columns_##type##_d##d##_k##k, inducer::ProbeParams, 128, 1, k * (64 + d) * 2) {              \
-        inducer::probe_columns<inducer::type, d, k>(params);                                                  \
+#define COLUMNS(type, a, d, k)                                                                                 \
+    KERNEL(probe_columns_##type##_a##a##_d##d##_k##k, inducer::ProbeParams, 128, 1, k * (a + d) * 2) {        \
+        inducer::probe_columns<inducer::type, a, d, k>(params);                                               \
     }
 #define PROBES(type)                                                                                           \
-    ROWS(type, 64, 256)                                                                                        \
-    ROWS(type, 64, 128)                                                                                        \
-    ROWS(type, 128, 64)                                                                                        \
-    ROWS(type, 128, 32)                                                                                        \
-    ROWS(type, 256, 16)                                                                                        \
+    ROWS(type, 64, 64, 256)                                                                                    \
+    ROWS(type, 64, 64, 128)                                                                                    \
+    ROWS(type, 64, 128, 64)                                                                                    \
+    ROWS(type, 64, 128, 32)                                                                                    \
+    ROWS(type, 128, 64, 128)                                                                                   \
+    ROWS(type, 64, 256, 16)                                                                                    \
     REGISTERS(type, 64, 64)                                                                                    \
     REGISTERS(type, 128, 64)                                                                                   \
     REGISTERS(type, 256, 64)                                                                                   \
-    COLUMNS(type, 128, 64)
+    COLUMNS(type, 64, 128, 64)                                                                                 \
+    COLUMNS(type, 128, 128, 64)                                                                                \
+    COLUMNS(type, 64, 128, 128)
 PROBES(f16)
 PROBES(bf16)

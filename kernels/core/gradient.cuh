@@ -31,7 +31,7 @@ DEVICE float probability_scale(const Problem&) {
 template <>
 DEVICE float probability_scale<f16>(const Problem& p) {
     // w m̃ P is at most dropout_scale.
-    return 32768.0f / (p.flags & kDropout ? p.dropout_scale : 1.0f);
+    return divide_fast(32768.0f, p.flags & kDropout ? p.dropout_scale : 1.0f);
 }
 
 // s ← c·tanh(σs/c) − slope·|position − key|. `x.first_row` and `x.first_key` are the warp's first.

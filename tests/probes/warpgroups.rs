@@ -19,16 +19,16 @@ struct Product {
     before: f64,
 }
 
-/// A `[64, d]`, B `[n, d]`: A·Bᵀ.
+/// A `[a, d]`, B `[n, d]`: A·Bᵀ, of A's last 64 rows.
 macro_rules! rows {
-    ($type:literal, $d:literal, $n:literal) => {
+    ($type:literal, $a:literal, $d:literal, $n:literal) => {
         Product {
-            kernel: concat!("probe_rows_", $type, "_d", $d, "_n", $n),
+            kernel: concat!("probe_rows_", $type, "_a", $a, "_d", $d, "_n", $n),
             columns: $n,
             depth: $d,
-            elements: (ROWS + $n) * $d,
-            a: |i, k| i * $d + k,
-            b: |k, j| (ROWS + j) * $d + k,
+            elements: ($a + $n) * $d,
+            a: |i, k| ($a - ROWS + i) * $d + k,
+            b: |k, j| ($a + j) * $d + k,
             before: 0.0,
         }
     };
@@ -49,16 +49,16 @@ macro_rules! registers {
     };
 }
 
-/// A `[k, 64]`, B `[k, d]`: Aᵀ·B, of B's columns 64 to 127.
+/// A `[k, a]`, B `[k, d]`: Aᵀ·B, of A's last 64 columns and B's columns 64 to 127.
 macro_rules! columns {
-    ($type:literal, $d:literal, $k:literal) => {
+    ($type:literal, $a:literal, $d:literal, $k:literal) => {
         Product {
-            kernel: concat!("probe_columns_", $type, "_d", $d, "_k", $k),
+            kernel: concat!("probe_columns_", $type, "_a", $a, "_d", $d, "_k", $k),
             columns: 64,
             depth: $k,
-            elements: (ROWS + $d) * $k,
-            a: |i, k| k * 64 + i,
-            b: |k, j| 64 * $k + k * $d + 64 + j,
+            elements: ($a + $d) * $k,
+            a: |i, k| k * $a + $a - ROWS + i,
+            b: |k, j| $a * $k + k * $d + 64 + j,
             before: 0.0,
         }
     };
@@ -67,15 +67,18 @@ macro_rules! columns {
 macro_rules! products {
     ($type:literal) => {
         [
-            rows!($type, 64, 256),
-            rows!($type, 64, 128),
-            rows!($type, 128, 64),
-            rows!($type, 128, 32),
-            rows!($type, 256, 16),
+            rows!($type, 64, 64, 256),
+            rows!($type, 64, 64, 128),
+            rows!($type, 64, 128, 64),
+            rows!($type, 64, 128, 32),
+            rows!($type, 128, 64, 128),
+            rows!($type, 64, 256, 16),
             registers!($type, 64, 64),
             registers!($type, 128, 64),
             registers!($type, 256, 64),
-            columns!($type, 128, 64),
+            columns!($type, 64, 128, 64),
+            columns!($type, 128, 128, 64),
+            columns!($type, 64, 128, 128),
         ]
     };
 }
