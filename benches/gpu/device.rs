@@ -49,13 +49,21 @@ impl Device {
         Ok(Self { stream: context.default_stream(), card, cuda: version, monitor, context })
     }
 
-    /// Loads the kernels; chooses those for Hopper alone, where they can be chosen, if `hopper`.
+    /// Loads the kernels; chooses those for Hopper alone if `hopper`.
     ///
     /// # Errors
-    /// What is missing.
+    /// What is missing, or that this device or build has none for Hopper: others must not be taken for them.
     pub(crate) fn engine(&self, hopper: bool) -> inducer_attention::Result<Engine> {
         let engine = Engine::new(&self.context)?;
-        Ok(if hopper { engine.with_hopper_kernels() } else { engine })
+        if !hopper {
+            return Ok(engine);
+        }
+        let engine = engine.with_hopper_kernels();
+        if engine.abilities().hopper {
+            return Ok(engine);
+        }
+        let reason = "this device is not Hopper, or this build does not hold all of its kernels";
+        Err(inducer_attention::Error::Unexpected { argument: "--hopper", reason })
     }
 
     /// What the program prints of the card.
