@@ -7,6 +7,9 @@
 #[path = "build/kernel_list.rs"]
 mod kernel_list;
 
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+#[path = "build/elsewhere.rs"]
+mod elsewhere;
 #[cfg(feature = "cuda")]
 #[path = "build/fatbins.rs"]
 mod fatbins;

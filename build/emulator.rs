@@ -6,6 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::elsewhere;
 use crate::includes;
 use crate::pool;
 
@@ -75,6 +76,7 @@ fn compile(out: &Path) -> Result<(), String> {
         sources.append(&mut found);
     }
 
+    let others = elsewhere::folders(out);
     let (mut objects, mut driver_objects) = (Vec::new(), Vec::new());
     let mut jobs = Vec::new();
     for source in sources {
@@ -92,7 +94,13 @@ fn compile(out: &Path) -> Result<(), String> {
         // What an object is made of is part of its name.
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
         let object = out.join(format!("{stem}-{:016x}.o", hash.finish()));
-        if !object.is_file() {
+        let mut made = others.iter().map(|folder| folder.join(object.file_name().unwrap_or_default()));
+
+        if object.is_file() {
+            // Of an earlier build.
+        } else if let Some(made) = made.find(|path| path.is_file()) {
+            elsewhere::copy(&made, &object)?;
+        } else {
             let unfinished = object.with_extension("tmp");
             command.arg("-c").arg(&source).arg("-o").arg(&unfinished);
             jobs.push((command, unfinished, object.clone()));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::elsewhere;
 use crate::includes;
 use crate::kernel_list;
 use crate::nvcc::{self, Family, Nvcc, variable};
@@ -99,6 +100,7 @@ fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
         Family::All => targets.clone(),
         Family::Hopper => targets.iter().copied().filter(|&target| target == nvcc::HOPPER).collect(),
     };
+    let others = elsewhere::folders(out);
     let mut stale = Vec::new();
     let mut present = Vec::new();
     for source in SOURCES.into_iter().chain(HOPPER_SOURCES) {
@@ -125,6 +127,21 @@ fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
         }
         // Until the new stamp is written, no old one stands beside files that are half new.
         let _ = std::fs::remove_file(&stamp_path);
+        let same = |folder: &&PathBuf| {
+            std::fs::read_to_string(folder.join(format!("{source}.stamp"))).is_ok_and(|other| other == stamp)
+        };
+        if let Some(folder) = others.iter().find(same) {
+            let codes = targets_of(source)
+                .into_iter()
+                .flat_map(|target| ["cubin", "ptxas"].map(|kind| format!("sm_{target}.{kind}")));
+            // The stamp last.
+            for kind in ["ptx", "fatbin"].map(String::from).into_iter().chain(codes).chain(["stamp".into()]) {
+                let name = format!("{source}.{kind}");
+                elsewhere::copy(&folder.join(&name), &out.join(&name))?;
+            }
+            present.push(source);
+            continue;
+        }
         stale.push((source, stamp_path, stamp));
     }
 
