@@ -1,4 +1,4 @@
-"""Builds the shared library of the crate's C interface."""
+"""Builds the shared library of the crate's C interface: with kernels for GPUs, where nvcc is found."""
 
 import json
 import os
@@ -11,7 +11,7 @@ LIBRARIES = (".so", ".dylib", ".dll")
 
 def cargo_build():
     """Its path."""
-    command = [os.environ.get("CARGO", "cargo"), "build", "--release", "-p", "inducer-attention-c",
+    command = [os.environ.get("CARGO", "cargo"), "build", "--release", "-p", "inducer-attention-c", "--features", "cuda",
                "--message-format=json-render-diagnostics"]
     output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     for message in map(json.loads, output.splitlines()):

@@ -51,6 +51,11 @@ mod workspace;
 pub use convert::HEAD_DIM_MULTIPLE;
 pub use lists::{Lists, RawList, RawLists};
 
+/// The folder of the emulated driver, for tests that load it instead of the real one.
+#[cfg(all(feature = "cuda", feature = "emulator", target_os = "linux"))]
+#[doc(hidden)]
+pub const EMULATED_DRIVER: &str = concat!(env!("OUT_DIR"), "/emulated_driver");
+
 #[cfg(feature = "cuda")]
 pub use cudarc;
 #[cfg(feature = "cuda")]

@@ -24,7 +24,7 @@ pub(crate) fn emulated<F: FnOnce()>(settings: &[(&str, &str)], body: F) {
     let name = std::any::type_name::<F>();
     let name = name.split_once("::").map_or(name, |(_, rest)| rest);
     let name = name.trim_end_matches("::{{closure}}");
-    let mut path = vec![concat!(env!("OUT_DIR"), "/emulated_driver").into()];
+    let mut path = vec![cuda::EMULATED_DRIVER.into()];
     path.extend(std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default()));
     let output = Command::new(std::env::current_exe().expect("a test binary"))
         .args([name, "--exact", "--nocapture", "--test-threads=1"])

@@ -1,5 +1,6 @@
 /*
- * Inducer attention from C: attention in which every query has its own virtual key and value, forward and backward, on the CPU.
+ * Inducer attention from C: attention in which every query has its own virtual key and value, forward and backward, on the CPU
+ * or on an NVIDIA GPU.
  *
  * Link libinducer_attention_c (shared or static). Tensors are DLPack's DLTensor, which every framework can make of its own; they
  * are borrowed for the call. The equations and conventions are on the front page of the Rust crate's documentation; names and
@@ -37,7 +38,7 @@ typedef struct { int32_t device_type; int32_t device_id; } DLDevice;
 typedef struct { uint8_t code; uint8_t bits; uint16_t lanes; } DLDataType;
 typedef struct {
   void *data;
-  DLDevice device;     /* {kDLCPU = 1, ·} or {kDLCUDAHost = 3, ·} */
+  DLDevice device;     /* {kDLCPU = 1, ·} or {kDLCUDAHost = 3, ·}; for ia_cuda_... {kDLCUDA = 2, device} */
   int32_t ndim;
   DLDataType dtype;    /* {kDLFloat = 2, 32 or 16, 1}, {kDLBfloat = 4, 16, 1}; lists {kDLInt = 0, 32, 1} */
   int64_t *shape;
@@ -50,11 +51,12 @@ typedef struct {
 typedef enum {
   IA_OK = 0,
   IA_INVALID = 1,  /* a mistake in the arguments: nothing was written; ia_last_error() names the argument */
-  IA_INTERNAL = 2  /* a bug in the library: outputs may be half written */
+  IA_INTERNAL = 2, /* a bug in the library: outputs may be half written */
+  IA_DEVICE = 3    /* ia_cuda_... only: no driver, GPU or kernels to use, or an error of the driver's, after which outputs may be half written */
 } ia_status;
 
 /* This header's version of the interface; ia_abi_version() is the library's. They must be the same. */
-#define IA_ABI_VERSION 1
+#define IA_ABI_VERSION 2
 
 /* Bits of ia_attention.options. A field that names one counts only where its bit is set. */
 enum {
@@ -128,6 +130,8 @@ typedef struct {
   ia_adapter value_adapter;      /* all values but IA_VALUE_ZERO */
   const DLTensor *logit;         /* IA_KEY_LOGIT_... */
   const DLTensor *positions;     /* i32 [B, N], contiguous, 0 or more: override those of IA_ADAPTIVE_LENGTH, which count from 1 */
+  int64_t max_seqlen_q;          /* ia_cuda_... only: no packed sequence has more rows (those of longer ones are not computed); 0: not known */
+  int64_t max_seqlen_k;          /* likewise keys, whose gradients are meant */
 } ia_attention;
 
 /* Where the forward's results go. They share memory with nothing else. */
@@ -165,7 +169,8 @@ typedef struct ia_workspace ia_workspace;
 /* IA_ABI_VERSION of the library. */
 uint32_t ia_abi_version(void);
 
-/* Name, version and the instruction set that calls use, for a log: "inducer-attention 0.1.0, Avx2". */
+/* Name, version, the instruction set that calls use, and whether there are kernels for GPUs, for a log: "inducer-attention 0.1.0, Avx2, CUDA
+ * kernels". */
 const char *ia_description(void);
 
 /* What went wrong in this thread's last call that did not return IA_OK; until its next such call. Never null. */
@@ -188,6 +193,31 @@ ia_status ia_forward(const ia_attention *attention, const ia_outputs *outputs, i
 
 /* Computes dQ, dK, dV and the other gradients that there is room for. */
 ia_status ia_backward(const ia_attention *attention, const ia_gradients *gradients, ia_workspace *workspace);
+
+/*
+ * The same on an NVIDIA GPU (Ampere or newer), where the library was built with feature cuda and nvcc.
+ *
+ * All tensors, lists included, are in the memory of the device that Q is on. Calls are enqueued on `stream`, a CUstream or cudaStream_t of
+ * the device's primary context (null: the default stream), and return without waiting; until the stream has come past a call, its
+ * memory stays allocated and unchanged. They allocate nothing, may be captured into a CUDA graph once the device's kernels are loaded, and
+ * leave the thread's current context as it was.
+ *
+ *   - head_dim is a multiple of 8. Rows of Q, K, V and prefix, and in the backward those of O or attn and dO, begin at multiples of 16
+ *     bytes; rows of results of Q's dtype at multiples of two elements.
+ *   - What lists say cannot be checked: kernels clamp it to what the tensors hold. Results must not overlap lists.
+ */
+
+/* Loads the kernels of a device, which its first call does otherwise: to know at once whether they can be used, or before a capture. */
+ia_status ia_cuda_load(int32_t device);
+
+/* As ia_forward, which needs no scratch memory here. */
+ia_status ia_cuda_forward(const ia_attention *attention, const ia_outputs *outputs, void *stream);
+
+/* Bytes of the device's memory that a backward of this problem needs as workspace. */
+ia_status ia_cuda_backward_workspace(const ia_attention *attention, size_t *bytes);
+
+/* As ia_backward, with `bytes` bytes of the device's memory at `workspace`, a multiple of 256. Gradients are the same from run to run. */
+ia_status ia_cuda_backward(const ia_attention *attention, const ia_gradients *gradients, void *workspace, size_t bytes, void *stream);
 
 #ifdef __cplusplus
 }

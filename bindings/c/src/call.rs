@@ -2,9 +2,12 @@
 
 use inducer_attention::{
     Activation, Adapter, AdapterGradients, Attention, DownProjection, DownProjectionGradients, Dropout,
-    Gradients, Inducer, KeyGradients, Lengths, Outputs, Prefix, PrefixGradients, Problem, Saved, SavedOutput,
-    TensorMut, TensorRef, Upstream, ValueGradients, VirtualKey, VirtualValue,
+    Gradients, Inducer, KeyGradients, Lengths, Memory, Outputs, Prefix, PrefixGradients, Problem, Saved,
+    SavedOutput, TensorMut, TensorRef, Upstream, ValueGradients, VirtualKey, VirtualValue,
 };
+
+#[cfg(feature = "cuda")]
+use inducer_attention::cuda::{Lists, RawLists};
 
 use crate::error::{Error, Result};
 use crate::tensor::{DLTensor, Named};
@@ -54,6 +57,8 @@ pub struct AttentionCall {
     pub value_adapter: AdapterTensors,
     pub logit: Tensor,
     pub positions: Tensor,
+    pub max_seqlen_q: i64,
+    pub max_seqlen_k: i64,
 }
 
 /// `ia_outputs`.
@@ -180,14 +185,14 @@ impl AdapterTensors {
         self.all().iter().all(|t| t.is_null())
     }
 
-    unsafe fn adapter<'a>(&self, names: &Names, activation: Activation) -> Result<Adapter<'a>> {
+    unsafe fn adapter<'a>(&self, at: Memory, names: &Names, activation: Activation) -> Result<Adapter<'a>> {
         // SAFETY: see above.
         unsafe {
             Ok(Adapter {
-                down_weight: read(names.down_weight, self.down_weight)?,
-                down_bias: read(names.down_bias, self.down_bias)?,
-                up_weight: read(names.up_weight, self.up_weight)?,
-                up_bias: read(names.up_bias, self.up_bias)?,
+                down_weight: read(at, names.down_weight, self.down_weight)?,
+                down_bias: read(at, names.down_bias, self.down_bias)?,
+                up_weight: read(at, names.up_weight, self.up_weight)?,
+                up_bias: read(at, names.up_bias, self.up_bias)?,
                 activation,
             })
         }
@@ -198,71 +203,87 @@ impl AdapterTensors {
         expect_absent(&up, "the extended value's up projection is the caller's")
     }
 
-    unsafe fn down<'a>(&self, names: &Names, activation: Activation) -> Result<DownProjection<'a>> {
+    unsafe fn down<'a>(
+        &self,
+        at: Memory,
+        names: &Names,
+        activation: Activation,
+    ) -> Result<DownProjection<'a>> {
         self.expect_no_up_projection(names)?;
         // SAFETY: see above.
         unsafe {
             Ok(DownProjection {
-                down_weight: read(names.down_weight, self.down_weight)?,
-                down_bias: read(names.down_bias, self.down_bias)?,
+                down_weight: read(at, names.down_weight, self.down_weight)?,
+                down_bias: read(at, names.down_bias, self.down_bias)?,
                 activation,
             })
         }
     }
 
-    unsafe fn gradients<'a>(&self, names: &Names) -> Result<AdapterGradients<'a>> {
+    unsafe fn gradients<'a>(&self, at: Memory, names: &Names) -> Result<AdapterGradients<'a>> {
         // SAFETY: see above.
         unsafe {
             Ok(AdapterGradients {
-                down_weight: write(names.down_weight, self.down_weight)?,
-                down_bias: write(names.down_bias, self.down_bias)?,
-                up_weight: write(names.up_weight, self.up_weight)?,
-                up_bias: write(names.up_bias, self.up_bias)?,
+                down_weight: write(at, names.down_weight, self.down_weight)?,
+                down_bias: write(at, names.down_bias, self.down_bias)?,
+                up_weight: write(at, names.up_weight, self.up_weight)?,
+                up_bias: write(at, names.up_bias, self.up_bias)?,
             })
         }
     }
 
-    unsafe fn down_gradients<'a>(&self, names: &Names) -> Result<DownProjectionGradients<'a>> {
+    unsafe fn down_gradients<'a>(&self, at: Memory, names: &Names) -> Result<DownProjectionGradients<'a>> {
         self.expect_no_up_projection(names)?;
         // SAFETY: see above.
         unsafe {
             Ok(DownProjectionGradients {
-                down_weight: write(names.down_weight, self.down_weight)?,
-                down_bias: write(names.down_bias, self.down_bias)?,
+                down_weight: write(at, names.down_weight, self.down_weight)?,
+                down_bias: write(at, names.down_bias, self.down_bias)?,
             })
         }
     }
 }
 
-unsafe fn read<'a, const R: usize>(argument: &'static str, tensor: Tensor) -> Result<TensorRef<'a, R>> {
+unsafe fn read<'a, const R: usize>(
+    at: Memory,
+    argument: &'static str,
+    tensor: Tensor,
+) -> Result<TensorRef<'a, R>> {
     // SAFETY: see above.
-    unsafe { Named::required(argument, tensor)?.view() }
+    unsafe { Named::required(at, argument, tensor)?.view() }
 }
 
 unsafe fn read_if<'a, const R: usize>(
+    at: Memory,
     argument: &'static str,
     tensor: Tensor,
 ) -> Result<Option<TensorRef<'a, R>>> {
     // SAFETY: see above.
-    unsafe { Named::optional(argument, tensor).map(|t| t.view()).transpose() }
+    unsafe { Named::optional(at, argument, tensor).map(|t| t.view()).transpose() }
 }
 
-unsafe fn write<'a, const R: usize>(argument: &'static str, tensor: Tensor) -> Result<TensorMut<'a, R>> {
+unsafe fn write<'a, const R: usize>(
+    at: Memory,
+    argument: &'static str,
+    tensor: Tensor,
+) -> Result<TensorMut<'a, R>> {
     // SAFETY: see above.
-    unsafe { Named::required(argument, tensor)?.view_mut() }
+    unsafe { Named::required(at, argument, tensor)?.view_mut() }
 }
 
 unsafe fn write_if<'a, const R: usize>(
+    at: Memory,
     argument: &'static str,
     tensor: Tensor,
 ) -> Result<Option<TensorMut<'a, R>>> {
     // SAFETY: see above.
-    unsafe { Named::optional(argument, tensor).map(|t| t.view_mut()).transpose() }
+    unsafe { Named::optional(at, argument, tensor).map(|t| t.view_mut()).transpose() }
 }
 
+/// In host memory.
 unsafe fn integers<'a>(argument: &'static str, tensor: Tensor) -> Result<Option<&'a [i32]>> {
     // SAFETY: see above.
-    unsafe { Named::optional(argument, tensor).map(|t| t.integers()).transpose() }
+    unsafe { Named::optional(Memory::Host, argument, tensor).map(|t| t.integers()).transpose() }
 }
 
 /// An error for the first of the tensors that is there.
@@ -278,11 +299,25 @@ impl AttentionCall {
         self.options & option != 0
     }
 
+    /// Where the problem's tensors are: where Q is.
+    ///
+    /// # Safety
+    /// The tensors are as the header says.
+    #[cfg(feature = "cuda")]
+    pub(crate) unsafe fn device(&self) -> Result<u16> {
+        // SAFETY: the caller's promise.
+        let got = unsafe { self.q.as_ref() }.ok_or(Error::Null { argument: "q" })?.device;
+        match got.memory() {
+            Some(Memory::Cuda { device }) => Ok(device),
+            _ => Err(Error::NotCuda { argument: "q", got }),
+        }
+    }
+
     /// The problem, proven.
     ///
     /// # Safety
     /// The tensors are as the header says, for `'a`.
-    pub(crate) unsafe fn problem<'a>(&self) -> Result<Problem<'a>> {
+    pub(crate) unsafe fn problem<'a>(&self, at: Memory) -> Result<Problem<'a>> {
         let unknown = self.options & !option::ALL;
         if unknown != 0 {
             return Err(Error::Number {
@@ -293,7 +328,7 @@ impl AttentionCall {
         }
         // SAFETY: the caller's promise, here and below.
         let mut attention =
-            unsafe { Attention::new(read("q", self.q)?, read("k", self.k)?, read("v", self.v)?) };
+            unsafe { Attention::new(read(at, "q", self.q)?, read(at, "k", self.k)?, read(at, "v", self.v)?) };
         let config = &mut attention.config;
         config.causal = self.given(option::CAUSAL);
         config.softmax_scale = self.given(option::SOFTMAX_SCALE).then_some(self.softmax_scale);
@@ -305,24 +340,33 @@ impl AttentionCall {
         // SAFETY: as above.
         unsafe {
             if !self.prefix_k.is_null() || !self.prefix_v.is_null() {
-                let (k, v) = (read("prefix_k", self.prefix_k)?, read("prefix_v", self.prefix_v)?);
+                let (k, v) = (read(at, "prefix_k", self.prefix_k)?, read(at, "prefix_v", self.prefix_v)?);
                 attention.prefix = Some(Prefix { k, v });
             }
-            attention.lengths = self.lengths()?;
             let [batch, heads, rows, _] = attention.q.shape();
-            let sequences = match attention.lengths {
-                Lengths::Packed { cu_seqlens_q, .. } => cu_seqlens_q.len().saturating_sub(1),
-                _ => batch,
-            };
-            attention.alibi_slopes = Named::optional("alibi_slopes", self.alibi_slopes)
-                .map(|t| t.floats_of([sequences, heads]))
-                .transpose()?;
-            attention.inducer = self.inducer([batch, rows])?;
+            let mut positions = None;
+            // Those in a device's memory are the launch's business: the processor cannot read them.
+            if at == Memory::Host {
+                attention.lengths = self.lengths()?;
+                let sequences = match attention.lengths {
+                    Lengths::Packed { cu_seqlens_q, .. } => cu_seqlens_q.len().saturating_sub(1),
+                    _ => batch,
+                };
+                attention.alibi_slopes = Named::optional(at, "alibi_slopes", self.alibi_slopes)
+                    .map(|t| t.floats_of([sequences, heads]))
+                    .transpose()?;
+                positions = Named::optional(at, "positions", self.positions)
+                    .map(|t| t.integers_of([batch, rows]))
+                    .transpose()?;
+            }
+            attention.inducer = self.inducer(at, positions)?;
         }
         Ok(attention.validate()?)
     }
 
+    /// Lists in host memory.
     unsafe fn lengths<'a>(&self) -> Result<Lengths<'a>> {
+        self.expect_packed_or_padded()?;
         // SAFETY: the caller's promise.
         let [query_lengths, key_lengths, key_starts, cu_seqlens_q, cu_seqlens_k] = unsafe {
             [
@@ -334,12 +378,6 @@ impl AttentionCall {
             ]
         };
         if cu_seqlens_q.is_some() || cu_seqlens_k.is_some() {
-            let padded = [
-                ("query_lengths", query_lengths.is_some()),
-                ("key_lengths", key_lengths.is_some()),
-                ("key_starts", key_starts.is_some()),
-            ];
-            expect_absent(&padded, "packed sequences have cu_seqlens instead")?;
             return Ok(Lengths::Packed {
                 cu_seqlens_q: cu_seqlens_q.ok_or(Error::Null { argument: "cu_seqlens_q" })?,
                 cu_seqlens_k: cu_seqlens_k.ok_or(Error::Null { argument: "cu_seqlens_k" })?,
@@ -351,7 +389,53 @@ impl AttentionCall {
         Ok(Lengths::Padded { query_lengths, key_lengths, key_starts })
     }
 
-    unsafe fn inducer<'a>(&self, batch_and_rows: [usize; 2]) -> Result<Option<Inducer<'a>>> {
+    fn expect_packed_or_padded(&self) -> Result<()> {
+        if self.cu_seqlens_q.is_null() && self.cu_seqlens_k.is_null() {
+            return Ok(());
+        }
+        let padded = [
+            ("query_lengths", !self.query_lengths.is_null()),
+            ("key_lengths", !self.key_lengths.is_null()),
+            ("key_starts", !self.key_starts.is_null()),
+        ];
+        expect_absent(&padded, "packed sequences have cu_seqlens instead")
+    }
+
+    /// Lists in the device's memory, where the problem's tensors are.
+    ///
+    /// # Safety
+    /// The tensors are as the header says.
+    #[cfg(feature = "cuda")]
+    pub(crate) unsafe fn device_lists(&self, problem: &Problem<'_>) -> Result<Lists> {
+        self.expect_packed_or_padded()?;
+        let at = problem.memory();
+        let integers = |argument, tensor| {
+            // SAFETY: the caller's promise.
+            unsafe { Named::optional(at, argument, tensor).map(|t| t.raw_integers()).transpose() }
+        };
+        let longest = |argument, length: i64| match usize::try_from(length) {
+            Ok(0) => Ok(None),
+            Ok(length) => Ok(Some(length)),
+            Err(_) => Err(Error::Length { argument, got: length }),
+        };
+        let lists = RawLists {
+            query_lengths: integers("query_lengths", self.query_lengths)?,
+            key_lengths: integers("key_lengths", self.key_lengths)?,
+            key_starts: integers("key_starts", self.key_starts)?,
+            cu_seqlens_q: integers("cu_seqlens_q", self.cu_seqlens_q)?,
+            cu_seqlens_k: integers("cu_seqlens_k", self.cu_seqlens_k)?,
+            positions: integers("positions", self.positions)?,
+            // SAFETY: the caller's promise.
+            alibi_slopes: unsafe {
+                Named::optional(at, "alibi_slopes", self.alibi_slopes).map(|t| t.raw_floats()).transpose()?
+            },
+            max_rows: longest("max_seqlen_q", self.max_seqlen_q)?,
+            max_keys: longest("max_seqlen_k", self.max_seqlen_k)?,
+        };
+        Ok(Lists::new(problem, &lists)?)
+    }
+
+    unsafe fn inducer<'a>(&self, at: Memory, positions: Option<&'a [i32]>) -> Result<Option<Inducer<'a>>> {
         if self.key > 4 {
             return Err(Error::Number { argument: "key", got: self.key, expected: "IA_KEY_..., 0 to 4" });
         }
@@ -377,35 +461,31 @@ impl AttentionCall {
             "there is no virtual value with an adapter",
         )?;
         let adaptive_length = self.given(option::ADAPTIVE_LENGTH);
-        // SAFETY: the caller's promise, here and below.
-        let positions = unsafe {
-            Named::optional("positions", self.positions).map(|t| t.integers_of(batch_and_rows)).transpose()?
-        };
         if self.key == 0 {
             let extras = [
                 ("value", self.value != 0),
                 ("IA_ADAPTIVE_LENGTH", adaptive_length),
-                ("positions", positions.is_some()),
+                ("positions", !self.positions.is_null()),
             ];
             expect_absent(&extras, "key is IA_KEY_NONE: there is no virtual token")?;
             return Ok(None);
         }
         let key_activation = activation("key_activation", self.key_activation)?;
         let value_activation = activation("value_activation", self.value_activation)?;
-        // SAFETY: as above.
+        // SAFETY: the caller's promise.
         let (key, value) = unsafe {
             let key = match self.key {
                 1 => VirtualKey::Query,
-                2 => VirtualKey::Residual(self.key_adapter.adapter(&KEY, key_activation)?),
-                3 => VirtualKey::LogitPerHead(read("logit", self.logit)?),
-                _ => VirtualKey::LogitPerToken(read("logit", self.logit)?),
+                2 => VirtualKey::Residual(self.key_adapter.adapter(at, &KEY, key_activation)?),
+                3 => VirtualKey::LogitPerHead(read(at, "logit", self.logit)?),
+                _ => VirtualKey::LogitPerToken(read(at, "logit", self.logit)?),
             };
-            let adapter = || self.value_adapter.adapter(&VALUE, value_activation);
+            let adapter = || self.value_adapter.adapter(at, &VALUE, value_activation);
             let value = match self.value {
                 0 => VirtualValue::Zero,
                 1 => VirtualValue::Residual(adapter()?),
                 2 => VirtualValue::Direct(adapter()?),
-                3 => VirtualValue::Extended(self.value_adapter.down(&VALUE, value_activation)?),
+                3 => VirtualValue::Extended(self.value_adapter.down(at, &VALUE, value_activation)?),
                 got => {
                     return Err(Error::Number { argument: "value", got, expected: "IA_VALUE_..., 0 to 3" });
                 }
@@ -419,14 +499,14 @@ impl AttentionCall {
 impl OutputTensors {
     /// # Safety
     /// The tensors are as the header says, for `'a`.
-    pub(crate) unsafe fn outputs<'a>(&self) -> Result<Outputs<'a>> {
+    pub(crate) unsafe fn outputs<'a>(&self, at: Memory) -> Result<Outputs<'a>> {
         // SAFETY: the caller's promise.
         unsafe {
             Ok(Outputs {
-                o: write("o", self.o)?,
-                lse: write_if("lse", self.lse)?,
-                u: write_if("u", self.u)?,
-                attn: write_if("attn", self.attn)?,
+                o: write(at, "o", self.o)?,
+                lse: write_if(at, "lse", self.lse)?,
+                u: write_if(at, "u", self.u)?,
+                attn: write_if(at, "attn", self.attn)?,
             })
         }
     }
@@ -437,11 +517,12 @@ impl GradientTensors {
     /// The tensors are as the header says, for `'a` (read) and `'o` (written).
     pub(crate) unsafe fn parts<'a, 'o>(
         &self,
+        at: Memory,
         problem: &Problem<'_>,
     ) -> Result<(Saved<'a>, Upstream<'a>, Gradients<'o>)> {
         // SAFETY: the caller's promise.
         unsafe {
-            let output = match (read_if("o", self.o)?, read_if("attn", self.attn)?) {
+            let output = match (read_if(at, "o", self.o)?, read_if(at, "attn", self.attn)?) {
                 (Some(o), None) => SavedOutput::Output(o),
                 (None, Some(attn)) => SavedOutput::Attention(attn),
                 (None, None) => return Err(Error::Null { argument: "o" }),
@@ -450,25 +531,29 @@ impl GradientTensors {
                     return Err(Error::Unexpected { argument: "attn", reason });
                 }
             };
-            let saved = Saved { output, lse: read("lse", self.lse)? };
+            let saved = Saved { output, lse: read(at, "lse", self.lse)? };
             let upstream = Upstream {
-                d_o: read("d_o", self.d_o)?,
-                d_lse: read_if("d_lse", self.d_lse)?,
-                d_u: read_if("d_u", self.d_u)?,
+                d_o: read(at, "d_o", self.d_o)?,
+                d_lse: read_if(at, "d_lse", self.d_lse)?,
+                d_u: read_if(at, "d_u", self.d_u)?,
             };
-            let mut gradients =
-                Gradients::new(write("d_q", self.d_q)?, write("d_k", self.d_k)?, write("d_v", self.d_v)?);
+            let mut gradients = Gradients::new(
+                write(at, "d_q", self.d_q)?,
+                write(at, "d_k", self.d_k)?,
+                write(at, "d_v", self.d_v)?,
+            );
             if !self.d_prefix_k.is_null() || !self.d_prefix_v.is_null() {
-                let (k, v) = (write("d_prefix_k", self.d_prefix_k)?, write("d_prefix_v", self.d_prefix_v)?);
+                let (k, v) =
+                    (write(at, "d_prefix_k", self.d_prefix_k)?, write(at, "d_prefix_v", self.d_prefix_v)?);
                 gradients.prefix = Some(PrefixGradients { k, v });
             }
-            gradients.key = self.key_gradients(problem)?;
-            gradients.value = self.value_gradients(problem)?;
+            gradients.key = self.key_gradients(at, problem)?;
+            gradients.value = self.value_gradients(at, problem)?;
             Ok((saved, upstream, gradients))
         }
     }
 
-    unsafe fn key_gradients<'o>(&self, problem: &Problem<'_>) -> Result<KeyGradients<'o>> {
+    unsafe fn key_gradients<'o>(&self, at: Memory, problem: &Problem<'_>) -> Result<KeyGradients<'o>> {
         let key = problem.attention().inducer.map(|inducer| inducer.key);
         let logit = matches!(key, Some(VirtualKey::LogitPerHead(_) | VirtualKey::LogitPerToken(_)));
         let residual = matches!(key, Some(VirtualKey::Residual(_)));
@@ -479,20 +564,20 @@ impl GradientTensors {
         unsafe {
             Ok(match key {
                 Some(VirtualKey::LogitPerHead(_)) if d_logit => {
-                    KeyGradients::LogitPerHead(write("d_logit", self.d_logit)?)
+                    KeyGradients::LogitPerHead(write(at, "d_logit", self.d_logit)?)
                 }
                 Some(VirtualKey::LogitPerToken(_)) if d_logit => {
-                    KeyGradients::LogitPerToken(write("d_logit", self.d_logit)?)
+                    KeyGradients::LogitPerToken(write(at, "d_logit", self.d_logit)?)
                 }
                 Some(VirtualKey::Residual(_)) if d_adapter => {
-                    KeyGradients::Residual(self.d_key_adapter.gradients(&D_KEY)?)
+                    KeyGradients::Residual(self.d_key_adapter.gradients(at, &D_KEY)?)
                 }
                 _ => KeyGradients::None,
             })
         }
     }
 
-    unsafe fn value_gradients<'o>(&self, problem: &Problem<'_>) -> Result<ValueGradients<'o>> {
+    unsafe fn value_gradients<'o>(&self, at: Memory, problem: &Problem<'_>) -> Result<ValueGradients<'o>> {
         let value = problem.attention().inducer.map(|inducer| inducer.value);
         if self.d_value_adapter.is_absent() {
             return Ok(ValueGradients::None);
@@ -501,10 +586,10 @@ impl GradientTensors {
         unsafe {
             match value {
                 Some(VirtualValue::Residual(_) | VirtualValue::Direct(_)) => {
-                    Ok(ValueGradients::Adapter(self.d_value_adapter.gradients(&D_VALUE)?))
+                    Ok(ValueGradients::Adapter(self.d_value_adapter.gradients(at, &D_VALUE)?))
                 }
                 Some(VirtualValue::Extended(_)) => {
-                    Ok(ValueGradients::Extended(self.d_value_adapter.down_gradients(&D_VALUE)?))
+                    Ok(ValueGradients::Extended(self.d_value_adapter.down_gradients(at, &D_VALUE)?))
                 }
                 Some(VirtualValue::Zero) | None => Err(Error::Unexpected {
                     argument: "d_value_adapter",

@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::tensor::DLDataType;
+use inducer_attention::Memory;
+
+use crate::tensor::{DLDataType, DLDevice};
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
@@ -22,11 +24,20 @@ pub(crate) enum Error {
     Dimensions { argument: &'static str, got: i32, expected: usize },
     #[error("{argument}: sizes and strides {got:?}, expected none below 0")]
     Negative { argument: &'static str, got: Vec<i64> },
-    #[error(
-        "{argument}: on a device of DLPack's type {got}; this library computes in host memory (types 1 and 3). Kernels for CUDA \
-         devices are in the Rust crate, behind its feature cuda"
-    )]
-    Device { argument: &'static str, got: i32 },
+    #[error("{argument}: on {}, expected {}", place(*.got), wanted(*.expected))]
+    Device { argument: &'static str, got: DLDevice, expected: Memory },
+    #[cfg(feature = "cuda")]
+    #[error("{argument}: on {}, expected a CUDA device (DLPack's type 2)", place(*.got))]
+    NotCuda { argument: &'static str, got: DLDevice },
+    #[cfg(feature = "cuda")]
+    #[error("device: {got}, expected the number of a CUDA device, 0 to 65535")]
+    DeviceNumber { got: i32 },
+    #[cfg(feature = "cuda")]
+    #[error("{argument}: {got}, expected 0 (not known) or more")]
+    Length { argument: &'static str, got: i64 },
+    #[cfg(not(feature = "cuda"))]
+    #[error("this library was built without its feature cuda, and computes in host memory alone")]
+    NoCuda,
     #[error("{argument}: DLPack's type code {}, {} bits, {} lanes, expected {expected}", got.code, got.bits, got.lanes)]
     Type { argument: &'static str, got: DLDataType, expected: &'static str },
     #[error("{argument}: address {address:#x}, expected a multiple of {size}")]
@@ -53,6 +64,46 @@ pub(crate) enum Error {
     Pool(String),
 }
 
+/// What a tensor is on.
+fn place(device: DLDevice) -> String {
+    match device.memory() {
+        Some(Memory::Host) => "the host".into(),
+        Some(Memory::Cuda { device }) => format!("CUDA device {device}"),
+        None => {
+            format!("a device of DLPack's type {}, number {}", device.device_type, device.device_id)
+        }
+    }
+}
+
+/// What it should be on.
+fn wanted(memory: Memory) -> String {
+    match memory {
+        Memory::Host => "the host (DLPack's types 1 and 3); ia_cuda_forward and ia_cuda_backward take tensors of CUDA devices".into(),
+        Memory::Cuda { device } => format!("CUDA device {device}, as q is (DLPack's type 2)"),
+    }
+}
+
+impl Error {
+    /// What a function returns for it.
+    fn status(&self) -> Status {
+        use inducer_attention::Error as Core;
+        match self {
+            Self::Call(
+                Core::NoKernels
+                | Core::NoDriver
+                | Core::NoDevice { .. }
+                | Core::DeviceTooOld { .. }
+                | Core::DriverTooOld { .. }
+                | Core::NoKernelImage { .. }
+                | Core::Driver { .. },
+            ) => Status::Device,
+            #[cfg(not(feature = "cuda"))]
+            Self::NoCuda => Status::Device,
+            _ => Status::Invalid,
+        }
+    }
+}
+
 /// What functions return: `ia_status` of the header.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +114,8 @@ pub enum Status {
     Invalid = 1,
     /// A bug in the library.
     Internal = 2,
+    /// No GPU, no driver or no kernels to use, or an error of the driver's.
+    Device = 3,
 }
 
 thread_local! {
@@ -113,7 +166,7 @@ pub(crate) fn guard(f: impl FnOnce() -> Result<()>) -> Status {
         Ok(Ok(())) => Status::Ok,
         Ok(Err(error)) => {
             keep(error.to_string());
-            Status::Invalid
+            error.status()
         }
         Err(panic) => {
             keep(format!("a bug in inducer-attention: {}", panic_text(panic.as_ref())));

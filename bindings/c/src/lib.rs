@@ -1,19 +1,22 @@
 //! The crate behind a C interface: `include/inducer_attention.h`, which says what every function and struct is.
 //!
 //! Three steps, as in Rust: [`tensor`] makes views of DLPack's tensors, [`call`] a problem and a call of the structs, which the
-//! crate validates, and the functions here run it. A mistake becomes [`Status::Invalid`] and a message; so does nothing else.
+//! crate validates, and the functions here and in module `cuda` (feature `cuda`) run it. A mistake becomes [`Status::Invalid`] and a
+//! message; so does nothing else.
 
 #![allow(clippy::missing_safety_doc, reason = "each names the header's promises")]
 
 pub mod call;
+#[cfg_attr(not(feature = "cuda"), path = "no_cuda.rs")]
+pub mod cuda;
 mod error;
 pub mod tensor;
 
 use std::ffi::{CString, c_char};
 use std::sync::{LazyLock, OnceLock};
 
-use inducer_attention::Problem;
 use inducer_attention::cpu::{Engine, Workspace};
+use inducer_attention::{Memory, Problem};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use call::{AttentionCall, GradientTensors, OutputTensors, checked};
@@ -21,7 +24,7 @@ pub use error::Status;
 use error::{Error, Result, guard};
 
 /// `IA_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// More threads are a mistake, such as a negative number.
 const MAX_THREADS: usize = 4096;
@@ -37,7 +40,12 @@ pub extern "C" fn ia_abi_version() -> u32 {
 pub extern "C" fn ia_description() -> *const c_char {
     static TEXT: LazyLock<CString> = LazyLock::new(|| {
         let set = Engine::detect().instruction_set();
-        CString::new(format!("inducer-attention {}, {set:?}", env!("CARGO_PKG_VERSION"))).unwrap_or_default()
+        #[cfg(feature = "cuda")]
+        let kernels = if inducer_attention::cuda::fatbins().next().is_some() { ", CUDA kernels" } else { "" };
+        #[cfg(not(feature = "cuda"))]
+        let kernels = "";
+        let version = env!("CARGO_PKG_VERSION");
+        CString::new(format!("inducer-attention {version}, {set:?}{kernels}")).unwrap_or_default()
     });
     TEXT.as_ptr()
 }
@@ -136,7 +144,7 @@ unsafe fn measure(
 ) -> Status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let problem = unsafe { checked(attention)?.problem()? };
+        let problem = unsafe { checked(attention)?.problem(Memory::Host)? };
         if bytes.is_null() {
             return Err(Error::Null { argument: "bytes" });
         }
@@ -160,7 +168,8 @@ pub unsafe extern "C" fn ia_forward(
 ) -> Status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let (problem, outputs) = unsafe { (checked(attention)?.problem()?, checked(outputs)?.outputs()?) };
+        let (problem, outputs) =
+            unsafe { (checked(attention)?.problem(Memory::Host)?, checked(outputs)?.outputs(Memory::Host)?) };
         let call = problem.forward(outputs)?;
         // SAFETY: as above.
         let workspace = unsafe { workspace.as_mut() };
@@ -185,9 +194,9 @@ pub unsafe extern "C" fn ia_backward(
 ) -> Status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let problem = unsafe { checked(attention)?.problem()? };
+        let problem = unsafe { checked(attention)?.problem(Memory::Host)? };
         // SAFETY: as above.
-        let (saved, upstream, gradients) = unsafe { checked(gradients)?.parts(&problem)? };
+        let (saved, upstream, gradients) = unsafe { checked(gradients)?.parts(Memory::Host, &problem)? };
         let call = problem.backward(saved, upstream, gradients)?;
         // SAFETY: as above.
         let workspace = unsafe { workspace.as_mut() };

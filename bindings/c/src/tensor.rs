@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use inducer_attention::{DType, TensorMut, TensorRef};
+use inducer_attention::{DType, Memory, TensorMut, TensorRef};
 
 use crate::error::{Error, Result};
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DLDevice {
-    /// 1 for the CPU, 3 for host memory that CUDA has pinned.
+    /// 1 for the CPU, 2 for a CUDA device, 3 for host memory that CUDA has pinned.
     pub device_type: i32,
     /// Of several of a type.
     pub device_id: i32,
@@ -49,14 +49,27 @@ pub struct DLTensor {
 }
 
 const HOST: [i32; 2] = [1, 3];
+const CUDA: i32 = 2;
 const I32: DLDataType = DLDataType { code: 0, bits: 32, lanes: 1 };
 const F32: DLDataType = DLDataType { code: 2, bits: 32, lanes: 1 };
 
-/// A tensor of the call, with its name for messages.
+impl DLDevice {
+    /// The memory that is meant.
+    pub(crate) fn memory(self) -> Option<Memory> {
+        match (self.device_type, u16::try_from(self.device_id)) {
+            (kind, _) if HOST.contains(&kind) => Some(Memory::Host),
+            (CUDA, Ok(device)) => Some(Memory::Cuda { device }),
+            _ => None,
+        }
+    }
+}
+
+/// A tensor of the call, with its name for messages, and where it must be.
 #[derive(Clone, Copy)]
 pub(crate) struct Named<'a> {
     name: &'static str,
     tensor: &'a DLTensor,
+    memory: Memory,
 }
 
 /// What a view is made of.
@@ -72,18 +85,26 @@ impl<'a> Named<'a> {
     /// # Safety
     /// Not null, `tensor` points to a `DLTensor` whose shape and strides are as long as it says; nobody writes any of them for
     /// `'a`.
-    pub(crate) unsafe fn optional(name: &'static str, tensor: *const DLTensor) -> Option<Self> {
+    pub(crate) unsafe fn optional(
+        memory: Memory,
+        name: &'static str,
+        tensor: *const DLTensor,
+    ) -> Option<Self> {
         // SAFETY: the caller's promise.
-        unsafe { tensor.as_ref() }.map(|tensor| Self { name, tensor })
+        unsafe { tensor.as_ref() }.map(|tensor| Self { name, tensor, memory })
     }
 
     /// An error for null.
     ///
     /// # Safety
     /// As for [`optional`](Self::optional).
-    pub(crate) unsafe fn required(name: &'static str, tensor: *const DLTensor) -> Result<Self> {
+    pub(crate) unsafe fn required(
+        memory: Memory,
+        name: &'static str,
+        tensor: *const DLTensor,
+    ) -> Result<Self> {
         // SAFETY: the caller's promise.
-        unsafe { Self::optional(name, tensor) }.ok_or(Error::Null { argument: name })
+        unsafe { Self::optional(memory, name, tensor) }.ok_or(Error::Null { argument: name })
     }
 
     fn dtype(&self) -> Result<DType> {
@@ -104,8 +125,8 @@ impl<'a> Named<'a> {
     /// As for [`optional`](Self::optional).
     unsafe fn parts<const R: usize>(&self, size: usize) -> Result<Parts<R>> {
         let (argument, t) = (self.name, self.tensor);
-        if !HOST.contains(&t.device.device_type) {
-            return Err(Error::Device { argument, got: t.device.device_type });
+        if t.device.memory() != Some(self.memory) {
+            return Err(Error::Device { argument, got: t.device, expected: self.memory });
         }
         if t.ndim != R as i32 {
             return Err(Error::Dimensions { argument, got: t.ndim, expected: R });
@@ -158,7 +179,13 @@ impl<'a> Named<'a> {
         // SAFETY: the caller's promise; the address was checked.
         unsafe {
             let Parts { ptr, shape, strides } = self.parts(dtype.size())?;
-            TensorRef::from_raw_parts(ptr, dtype, shape, strides).map_err(|e| self.error(e))
+            match self.memory {
+                Memory::Host => TensorRef::from_raw_parts(ptr, dtype, shape, strides),
+                Memory::Cuda { device } => {
+                    TensorRef::from_device_parts(ptr.addr() as u64, device, dtype, shape, strides)
+                }
+            }
+            .map_err(|e| self.error(e))
         }
     }
 
@@ -172,26 +199,33 @@ impl<'a> Named<'a> {
         // SAFETY: the caller's promise; the address was checked.
         unsafe {
             let Parts { ptr, shape, strides } = self.parts(dtype.size())?;
-            TensorMut::from_raw_parts(ptr, dtype, shape, strides).map_err(|e| self.error(e))
+            match self.memory {
+                Memory::Host => TensorMut::from_raw_parts(ptr, dtype, shape, strides),
+                Memory::Cuda { device } => {
+                    TensorMut::from_device_parts(ptr.addr() as u64, device, dtype, shape, strides)
+                }
+            }
+            .map_err(|e| self.error(e))
         }
     }
 
-    /// The numbers of a contiguous list, and its shape.
+    /// The address of a contiguous list, its length, and its shape.
     ///
     /// # Safety
-    /// As for [`view`](Self::view), T being what `dtype` says.
-    unsafe fn list<T, const R: usize>(
+    /// As for [`optional`](Self::optional).
+    unsafe fn contiguous<const R: usize>(
         &self,
         dtype: DLDataType,
         expected: &'static str,
-    ) -> Result<(&'a [T], [usize; R])> {
+    ) -> Result<(*mut u8, usize, [usize; R])> {
         if self.tensor.dtype != dtype {
             return Err(self.wrong_type(expected));
         }
+        let size = usize::from(dtype.bits / 8);
         // SAFETY: the caller's promise.
-        let Parts { ptr, shape, strides } = unsafe { self.parts::<R>(size_of::<T>())? };
+        let Parts { ptr, shape, strides } = unsafe { self.parts::<R>(size)? };
         if shape.contains(&0) {
-            return Ok((&[], shape));
+            return Ok((ptr, 0, shape));
         }
         let mut len = 1usize;
         for i in (0..R).rev() {
@@ -200,12 +234,69 @@ impl<'a> Named<'a> {
             }
             len = len.saturating_mul(shape[i]);
         }
-        if len.checked_mul(size_of::<T>()).is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+        if len.checked_mul(size).is_none_or(|bytes| isize::try_from(bytes).is_err()) {
             return Err(Error::TooLong { argument: self.name, got: shape.to_vec() });
         }
-        // SAFETY: not null, aligned and no larger than an allocation can be, as checked; the caller promises as many elements,
-        // and that nobody writes them.
+        Ok((ptr, len, shape))
+    }
+
+    /// The numbers of a contiguous list in host memory, and its shape.
+    ///
+    /// # Safety
+    /// As for [`view`](Self::view), T being what `dtype` says.
+    unsafe fn list<T, const R: usize>(
+        &self,
+        dtype: DLDataType,
+        expected: &'static str,
+    ) -> Result<(&'a [T], [usize; R])> {
+        // SAFETY: the caller's promise.
+        let (ptr, len, shape) = unsafe { self.contiguous(dtype, expected)? };
+        if len == 0 {
+            return Ok((&[], shape));
+        }
+        // SAFETY: in host memory, not null, aligned and no larger than an allocation can be, as checked; the caller promises as
+        // many elements, and that nobody writes them.
         Ok((unsafe { std::slice::from_raw_parts(ptr.cast_const().cast(), len) }, shape))
+    }
+
+    /// A list in device memory, of one dimension or of two.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional).
+    #[cfg(feature = "cuda")]
+    unsafe fn raw_list(
+        &self,
+        dtype: DLDataType,
+        expected: &'static str,
+    ) -> Result<inducer_attention::cuda::RawList> {
+        // SAFETY: the caller's promise.
+        let (ptr, len) = unsafe {
+            match self.tensor.ndim {
+                1 => self.contiguous::<1>(dtype, expected).map(|(ptr, len, _)| (ptr, len))?,
+                _ => self.contiguous::<2>(dtype, expected).map(|(ptr, len, _)| (ptr, len))?,
+            }
+        };
+        Ok(inducer_attention::cuda::RawList { address: ptr.addr() as u64, len })
+    }
+
+    /// A list of integers in device memory.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional).
+    #[cfg(feature = "cuda")]
+    pub(crate) unsafe fn raw_integers(&self) -> Result<inducer_attention::cuda::RawList> {
+        // SAFETY: the caller's promise.
+        unsafe { self.raw_list(I32, "int 32") }
+    }
+
+    /// A list of floats in device memory.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional).
+    #[cfg(feature = "cuda")]
+    pub(crate) unsafe fn raw_floats(&self) -> Result<inducer_attention::cuda::RawList> {
+        // SAFETY: the caller's promise.
+        unsafe { self.raw_list(F32, "float 32") }
     }
 
     /// A list of integers.

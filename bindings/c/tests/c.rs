@@ -80,7 +80,7 @@ fn structs_lie_as_in_c() {
         "ia_attention" AttentionCall {
             struct_size q k v prefix_k prefix_v query_lengths key_lengths key_starts cu_seqlens_q cu_seqlens_k
             alibi_slopes options softmax_scale window_left window_right softcap dropout_p dropout_seed key value
-            key_activation value_activation key_adapter value_adapter logit positions
+            key_activation value_activation key_adapter value_adapter logit positions max_seqlen_q max_seqlen_k
         }
         "ia_outputs" OutputTensors { struct_size o lse u attn }
         "ia_gradients" GradientTensors {
@@ -93,7 +93,8 @@ fn structs_lie_as_in_c() {
         ("IA_OK", 0),
         ("IA_INVALID", 1),
         ("IA_INTERNAL", 2),
-        ("IA_ABI_VERSION", 1),
+        ("IA_DEVICE", 3),
+        ("IA_ABI_VERSION", 2),
         ("IA_CAUSAL", 1),
         ("IA_SOFTMAX_SCALE", 2),
         ("IA_WINDOW_LEFT", 4),

@@ -6,7 +6,7 @@ use std::ptr;
 
 use common::{Adapter, Tensor, Zeroed, last_error};
 use inducer_attention_c::call::{AttentionCall, GradientTensors, OutputTensors};
-use inducer_attention_c::tensor::DLTensor;
+use inducer_attention_c::tensor::{DLDevice, DLTensor};
 use inducer_attention_c::{Status, ia_backward, ia_forward, ia_forward_workspace, ia_set_threads};
 
 const H: usize = 2;
@@ -107,8 +107,13 @@ fn tensors() {
     w.k_says(|k| k.ndim = 3, "k: 3 dimensions, expected 4");
     w.k_says(
         |k| k.device.device_type = 2,
-        "k: on a device of DLPack's type 2; this library computes in host memory (types 1 and 3). Kernels for CUDA devices are in \
-         the Rust crate, behind its feature cuda",
+        "k: on CUDA device 0, expected the host (DLPack's types 1 and 3); ia_cuda_forward and ia_cuda_backward take tensors of CUDA \
+         devices",
+    );
+    w.k_says(
+        |k| k.device = DLDevice { device_type: 10, device_id: 1 },
+        "k: on a device of DLPack's type 10, number 1, expected the host (DLPack's types 1 and 3); ia_cuda_forward and \
+         ia_cuda_backward take tensors of CUDA devices",
     );
     w.k_says(
         |k| k.dtype.bits = 64,

@@ -4,11 +4,12 @@
 model with it. Everything is computed by the Rust crate of the same name, whose documentation has the equations.
 """
 
-from .functional import Adapter, Output, inducer_attention, loaded
-from .library import Error
+from .backends import loaded
+from .functional import Adapter, Output, inducer_attention
+from .library import DeviceError, Error
 from .module import Inducer
 
-__all__ = ["Adapter", "Error", "Inducer", "Output", "description", "inducer_attention", "set_threads"]
+__all__ = ["Adapter", "DeviceError", "Error", "Inducer", "Output", "description", "inducer_attention", "set_threads"]
 
 
 def set_threads(threads):
@@ -17,5 +18,5 @@ def set_threads(threads):
 
 
 def description():
-    """Version and instruction set of the library, for a log."""
+    """Version of the library, its instruction set, and whether it has kernels for GPUs; for a log."""
     return loaded().description()

@@ -5,20 +5,10 @@ from typing import NamedTuple
 import torch
 
 from . import library as c
+from .backends import Cpu, backend
 
 _DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.int32: "i32"}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# Of what the library writes in f32, whatever torch's defaults are.
-_F32 = {"dtype": torch.float32, "device": "cpu"}
-_library = None
-
-
-def loaded():
-    """The library, loaded when it is first needed."""
-    global _library
-    if _library is None:
-        _library = c.Library()
-    return _library
 
 
 class Adapter(NamedTuple):
@@ -58,12 +48,13 @@ _TENSORS = (
 def inducer_attention(
     q, k, v, *, key=None, value="zero", key_adapter=None, value_adapter=None, logit=None, adaptive_length=False,
     positions=None, prefix=None, causal=False, softmax_scale=None, window=(None, None), softcap=None, dropout_p=0.0,
-    query_lengths=None, key_lengths=None, key_starts=None, cu_seqlens_q=None, cu_seqlens_k=None, alibi_slopes=None,
-    return_all=False,
+    query_lengths=None, key_lengths=None, key_starts=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
+    max_seqlen_k=None, alibi_slopes=None, return_all=False,
 ):
     """Attention of Q `[B, Hq, N, d]` over K and V `[B, Hkv, M, d]`, in which every query may have a virtual token of its own.
 
-    Any strides will do as long as the last dimension is contiguous; tensors are on the CPU, f32, f16 or bf16.
+    Any strides will do as long as the last dimension is contiguous; tensors are f32, f16 or bf16, all on the CPU or all on one NVIDIA
+    GPU (Ampere or newer), where head_dim is a multiple of 8. On a GPU calls are enqueued on the current stream; nothing waits for it.
 
     key              where the virtual token's score comes from: None (no virtual token: plain attention), "query",
                      "residual" (with `key_adapter`), "logit_per_head" or "logit_per_token" (with `logit`, `[Hq]` or `[B, Hq, N]`)
@@ -74,17 +65,23 @@ def inducer_attention(
     window           keys seen to the left and to the right of that position; None is all
     softcap          c in c tanh(s / c)
     dropout_p        dropped from probabilities and from the virtual token's weight; the seed comes from torch's generator
-    *_lengths, ...   i32 `[B]`: rows and keys that exist, the first key that does; cu_seqlens (i32) for packed sequences, B = 1
+    *_lengths, ...   i32 `[B]`: rows and keys that exist, the first key that does; cu_seqlens (i32) for packed sequences, B = 1. Lists
+                     may be on the CPU in any case
+    max_seqlen_*     on a GPU, no packed sequence is longer: saves work where cu_seqlens are on the GPU, too, and nothing says so.
+                     Rows of longer ones are not computed
     alibi_slopes     f32 `[Hq]` or `[B, Hq]`
     return_all       an `Output` with lse and U instead of O alone; "extended" always returns one
 
-    Raises `inducer_attention.Error` for arguments that do not fit together.
+    Raises `inducer_attention.Error` for arguments that do not fit together, `inducer_attention.DeviceError` for a GPU that cannot be used.
     """
+    if not isinstance(q, torch.Tensor):
+        raise c.Error(f"q: {type(q).__name__}, expected a tensor")
+    device, runs = q.device, backend(q.device)
     given = {"q": q, "k": k, "v": v}
     if prefix is not None:
         given["prefix_k"], given["prefix_v"] = prefix
-    if torch.is_autocast_enabled("cpu"):
-        given = {name: t.to(torch.get_autocast_dtype("cpu")) for name, t in given.items() if t is not None}
+    if torch.is_autocast_enabled(device.type):
+        given = {name: t.to(torch.get_autocast_dtype(device.type)) for name, t in given.items() if t is not None}
     given["logit"] = logit
     key_adapter, value_adapter = _adapter("key_adapter", key_adapter), _adapter("value_adapter", value_adapter)
     for name, adapter in (("key_adapter", key_adapter), ("value_adapter", value_adapter)):
@@ -119,8 +116,17 @@ def inducer_attention(
         "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "positions": positions, "alibi_slopes": alibi_slopes,
     }
     lists = {name: _list(name, t) for name, t in lists.items() if t is not None}
-    tensors = [None if given.get(name) is None else _readable(name, given[name]) for name in _TENSORS]
-    o, lse, u = _Function.apply(settings, lists, *tensors)
+    if not isinstance(runs, Cpu):
+        settings |= {
+            "max_seqlen_q": _longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
+            "max_seqlen_k": _longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
+        }
+        lists = {name: t.to(device, non_blocking=True) for name, t in lists.items()}
+    lists = {name: _on(device, name, t) for name, t in lists.items()}
+    tensors = [
+        None if given.get(name) is None else _readable(name, given[name], device, runs.row_bytes) for name in _TENSORS
+    ]
+    o, lse, u = _Function.apply(runs, settings, lists, *tensors)
     return Output(o, lse, u) if return_all or value == "extended" and key is not None else o
 
 
@@ -151,58 +157,81 @@ def _list(name, numbers):
     """Of i32, or f32 for slopes; integers of other widths are converted."""
     numbers = torch.as_tensor(numbers)
     if name == "alibi_slopes":
-        return _on_cpu(name, numbers.to(torch.float32).contiguous())
+        return numbers.to(torch.float32).contiguous()
     if numbers.dtype in (torch.int64, torch.int16, torch.int8, torch.uint8):
         numbers = numbers.to(torch.int32)
     if numbers.dtype != torch.int32:
         raise c.Error(f"{name}: {numbers.dtype}, expected torch.int32")
-    return _on_cpu(name, numbers.contiguous())
+    return numbers.contiguous()
 
 
-def _on_cpu(name, tensor):
-    if tensor.device.type != "cpu":
-        raise c.Error(f"{name}: on {tensor.device}, expected the CPU; this package does not reach the CUDA kernels yet")
+def _longest(name, given, boundaries):
+    """Of packed sequences: as given, or as a list on the CPU says; 0 if that is not known, which asking the GPU would take waiting for."""
+    if given is None:
+        given = 0
+        if boundaries is not None:
+            boundaries = torch.as_tensor(boundaries)
+            if boundaries.device.type == "cpu" and boundaries.numel() > 1:
+                given = max(int(boundaries.diff().max()), 1)
+    if not isinstance(given, int) or given < 0:
+        raise c.Error(f"{name}: {given!r}, expected a number of rows or keys, or None")
+    return given
+
+
+def _on(device, name, tensor):
+    if tensor.device != device:
+        raise c.Error(f"{name}: on {tensor.device}, expected {device}, where q is")
     return tensor
 
 
-def _readable(name, tensor):
-    """With a contiguous last dimension, as the library asks."""
-    _on_cpu(name, tensor)
+# Rows of these are copied sixteen bytes at a time on a GPU.
+_COPIED = ("q", "k", "v", "prefix_k", "prefix_v", "d_o", "o", "attn")
+
+
+def _readable(name, tensor, device, row_bytes):
+    """With a contiguous last dimension and rows that begin where the library asks."""
+    _on(device, name, tensor)
     if tensor.dtype not in _FLOATS:
         raise c.Error(f"{name}: {tensor.dtype}, expected one of {', '.join(map(str, _FLOATS))}")
+    if _is_readable(tensor) and (name not in _COPIED or _is_aligned(tensor, row_bytes)):
+        return tensor
     # Not `contiguous`: that leaves an expanded tensor without elements as it is.
-    return tensor if _is_readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _is_readable(tensor):
     return tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
 
 
+def _is_aligned(tensor, row_bytes):
+    if row_bytes == 1 or tensor.numel() == 0:
+        return True
+    strides = (s for s, n in zip(tensor.stride()[:-1], tensor.shape) if n > 1)
+    return tensor.data_ptr() % row_bytes == 0 and all(s * tensor.element_size() % row_bytes == 0 for s in strides)
+
+
 def _room_like(tensor):
     """For results; as the tensor lies, if that is readable."""
     room = torch.empty_like(tensor)
-    return room if _is_readable(room) else torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return room if _is_readable(room) else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def _borrow(tensor):
-    return None if tensor is None else c.borrow(tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.shape, tensor.stride())
-
-
-def _struct(of, tensors, settings):
+def _struct(of, runs, tensors, settings):
     """A struct of the header; names with a dot are an adapter's parts."""
     struct = of(**settings)
     for name, tensor in tensors.items():
         if tensor is not None:
             target, _, part = name.rpartition(".")
-            setattr(getattr(struct, target) if target else struct, part, _borrow(tensor))
+            borrowed = c.borrow(tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.shape, tensor.stride(), runs.dlpack)
+            setattr(getattr(struct, target) if target else struct, part, borrowed)
     return struct
 
 
 class _Function(torch.autograd.Function):
-    """O, lse and U of `settings` (fields of `ia_attention`), `lists` and the tensors of `_TENSORS`."""
+    """O, lse and U of `settings` (fields of `ia_attention`), `lists` and the tensors of `_TENSORS`, as `runs` computes them."""
 
     @staticmethod
-    def forward(ctx, settings, lists, *tensors):
+    def forward(ctx, runs, settings, lists, *tensors):
         named = dict(zip(_TENSORS, tensors))
         q = named["q"]
         if q.dim() != 4:
@@ -210,18 +239,18 @@ class _Function(torch.autograd.Function):
         batch, heads, rows, _ = q.shape
         # As Q lies, [B, N, H, d] as a rule: the output projection then needs no copy.
         o = _room_like(q)
-        lse = torch.empty((batch, heads, rows), **_F32)
+        lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
         extended = settings["value"] == c.VALUES["extended"] and settings["key"] != 0
         u = attn = None
         down_weight = named["value_adapter.down_weight"]
         if extended and down_weight is not None:
-            u = torch.empty((batch, heads, rows, down_weight.shape[-1]), dtype=q.dtype, device="cpu")
+            u = torch.empty((batch, heads, rows, down_weight.shape[-1]), dtype=q.dtype, device=q.device)
         elif q.dtype != torch.float32 and settings["key"] != 0 and any(ctx.needs_input_grad):
             # In 16 bits the backward is more accurate from attn.
             attn = _room_like(o)
-        outputs = _struct(c.Outputs, {"o": o, "lse": lse, "u": u, "attn": attn}, {})
-        loaded().forward(_struct(c.Attention, named | lists, settings), outputs)
-        ctx.settings, ctx.lists = settings, list(lists)
+        outputs = _struct(c.Outputs, runs, {"o": o, "lse": lse, "u": u, "attn": attn}, {})
+        runs.forward(_struct(c.Attention, runs, named | lists, settings), outputs)
+        ctx.runs, ctx.settings, ctx.lists = runs, settings, list(lists)
         ctx.from_attention = attn is not None
         ctx.save_for_backward(lse, attn if attn is not None else o, *tensors, *lists.values())
         return o, lse, u
@@ -232,21 +261,27 @@ class _Function(torch.autograd.Function):
         lse, saved, *tensors = ctx.saved_tensors
         named = dict(zip(_TENSORS, tensors))
         lists = dict(zip(ctx.lists, tensors[len(_TENSORS):]))
-        wanted = dict(zip(_TENSORS, ctx.needs_input_grad[2:]))
+        wanted = dict(zip(_TENSORS, ctx.needs_input_grad[3:]))
+        runs, device = ctx.runs, lse.device
+
+        def readable(name, tensor):
+            return None if tensor is None else _readable(name, tensor, device, runs.row_bytes)
+
         if d_o is None:
             d_o = torch.zeros_like(saved)
         read = {
-            "attn" if ctx.from_attention else "o": saved, "lse": lse, "d_o": _readable("d_o", d_o),
-            "d_lse": None if d_lse is None else _readable("d_lse", d_lse), "d_u": None if d_u is None else _readable("d_u", d_u),
+            "attn" if ctx.from_attention else "o": saved, "lse": lse, "d_o": readable("d_o", d_o),
+            "d_lse": readable("d_lse", d_lse), "d_u": readable("d_u", d_u),
         }
         results = {name: _room_like(named[name]) for name in ("q", "k", "v")}
         for group in ("prefix_", "logit", "key_adapter.", "value_adapter."):
             members = [name for name in _TENSORS if name.startswith(group) and named[name] is not None]
             if any(wanted[name] for name in members):
-                results |= {name: torch.empty(named[name].shape, **_F32) for name in members}
+                results |= {
+                    name: torch.empty(named[name].shape, dtype=torch.float32, device=device) for name in members}
         written = {f"d_{name}": tensor for name, tensor in results.items()}
-        gradients = _struct(c.Gradients, read | written, {})
-        loaded().backward(_struct(c.Attention, named | lists, ctx.settings), gradients)
-        return None, None, *(
+        gradients = _struct(c.Gradients, runs, read | written, {})
+        runs.backward(_struct(c.Attention, runs, named | lists, ctx.settings), gradients)
+        return None, None, None, *(
             results[name].to(named[name].dtype) if wanted[name] and name in results else None for name in _TENSORS
         )

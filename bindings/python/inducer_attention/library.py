@@ -6,7 +6,7 @@ import os
 import pathlib
 import threading
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 DTYPES = {"f32": (2, 32), "f16": (2, 16), "bf16": (4, 16), "i32": (0, 32)}
 OPTIONS = {
     "causal": 1, "softmax_scale": 2, "window_left": 4, "window_right": 8, "softcap": 16, "dropout_p": 32,
@@ -15,11 +15,16 @@ OPTIONS = {
 KEYS = {None: 0, "query": 1, "residual": 2, "logit_per_head": 3, "logit_per_token": 4}
 VALUES = {"zero": 0, "residual": 1, "direct": 2, "extended": 3}
 ACTIVATIONS = {"tanh": 0, "identity": 1}
-_CPU = 1
+CPU, CUDA = 1, 2
+"""DLPack's types of devices."""
 
 
 class Error(ValueError):
     """What the library says is wrong with a call: the argument, what it was and what it must be."""
+
+
+class DeviceError(RuntimeError):
+    """What the library says is wrong with a GPU: no driver, no kernels, or an error of the driver's."""
 
 
 class Tensor(ctypes.Structure):
@@ -36,10 +41,10 @@ class Tensor(ctypes.Structure):
 _Pointer = ctypes.POINTER(Tensor)
 
 
-def borrow(address, dtype, shape, strides):
-    """A pointer to a DLTensor in host memory, which the caller keeps alive. Strides are in elements."""
+def borrow(address, dtype, shape, strides, device=(CPU, 0)):
+    """A pointer to a DLTensor in a device's memory, which the caller keeps alive. Strides are in elements."""
     numbers = ctypes.c_int64 * len(shape)
-    return ctypes.pointer(Tensor(address, _CPU, 0, len(shape), *DTYPES[dtype], 1, numbers(*shape), numbers(*strides), 0))
+    return ctypes.pointer(Tensor(address, *device, len(shape), *DTYPES[dtype], 1, numbers(*shape), numbers(*strides), 0))
 
 
 def borrow_array(array, dtype):
@@ -73,6 +78,7 @@ class Attention(_Sized):
         ("softcap", ctypes.c_float), ("dropout_p", ctypes.c_float), ("dropout_seed", ctypes.c_uint64),
         *((name, ctypes.c_uint32) for name in ("key", "value", "key_activation", "value_activation")),
         ("key_adapter", Adapter), ("value_adapter", Adapter), ("logit", _Pointer), ("positions", _Pointer),
+        ("max_seqlen_q", ctypes.c_int64), ("max_seqlen_k", ctypes.c_int64),
     ]
 
 
@@ -121,6 +127,11 @@ class Library:
         lib.ia_workspace_free.argtypes, lib.ia_workspace_free.restype = [ctypes.c_void_p], None
         lib.ia_forward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Outputs), ctypes.c_void_p]
         lib.ia_backward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Gradients), ctypes.c_void_p]
+        lib.ia_cuda_load.argtypes = [ctypes.c_int32]
+        lib.ia_cuda_forward.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(Outputs), ctypes.c_void_p]
+        lib.ia_cuda_backward_workspace.argtypes = [ctypes.POINTER(Attention), ctypes.POINTER(ctypes.c_size_t)]
+        lib.ia_cuda_backward.argtypes = [
+            ctypes.POINTER(Attention), ctypes.POINTER(Gradients), ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
         self._local = threading.local()
 
     def set_threads(self, threads):
@@ -128,7 +139,7 @@ class Library:
         self._check(self._lib.ia_set_threads(threads))
 
     def description(self):
-        """Name, version, instruction set."""
+        """Name, version, instruction set, and whether there are kernels for GPUs."""
         return self._lib.ia_description().decode()
 
     def forward(self, attention, outputs):
@@ -139,6 +150,24 @@ class Library:
         """`ia_backward`."""
         self._check(self._lib.ia_backward(ctypes.byref(attention), ctypes.byref(gradients), self._workspace()))
 
+    def cuda_load(self, device):
+        """`ia_cuda_load`."""
+        self._check(self._lib.ia_cuda_load(device))
+
+    def cuda_forward(self, attention, outputs, stream):
+        """`ia_cuda_forward`; the stream is an address."""
+        self._check(self._lib.ia_cuda_forward(ctypes.byref(attention), ctypes.byref(outputs), stream))
+
+    def cuda_backward_workspace(self, attention):
+        """`ia_cuda_backward_workspace`: bytes."""
+        size = ctypes.c_size_t()
+        self._check(self._lib.ia_cuda_backward_workspace(ctypes.byref(attention), ctypes.byref(size)))
+        return size.value
+
+    def cuda_backward(self, attention, gradients, workspace, size, stream):
+        """`ia_cuda_backward`; workspace and stream are addresses."""
+        self._check(self._lib.ia_cuda_backward(ctypes.byref(attention), ctypes.byref(gradients), workspace, size, stream))
+
     def _workspace(self):
         if not hasattr(self._local, "workspace"):
             self._local.workspace = _Workspace(self._lib)
@@ -147,6 +176,8 @@ class Library:
     def _check(self, status):
         if status == 1:
             raise Error(self._lib.ia_last_error().decode())
+        if status == 3:
+            raise DeviceError(self._lib.ia_last_error().decode())
         if status != 0:
             raise RuntimeError(self._lib.ia_last_error().decode())
 
