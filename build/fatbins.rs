@@ -96,10 +96,7 @@ enum Job {
 fn compile(path: PathBuf, out: &Path) -> Result<Vec<PathBuf>, String> {
     let nvcc = Nvcc::new(path)?;
     let targets = nvcc.targets(ARCHS)?;
-    let targets_of = |source: &str| match nvcc::family(source) {
-        Family::All => targets.clone(),
-        Family::Hopper => targets.iter().copied().filter(|&target| target == nvcc::HOPPER).collect(),
-    };
+    let targets_of = |source: &str| nvcc::family(source).of(&targets);
     let others = elsewhere::folders(out);
     let mut stale = Vec::new();
     let mut present = Vec::new();

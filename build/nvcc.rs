@@ -15,7 +15,7 @@ const DEFAULT_TARGETS: [u32; 4] = [80, 90, 100, 120];
 pub const FLOOR: u32 = 80;
 
 /// The target whose GPUs have the instructions of [`Family::Hopper`].
-pub const HOPPER: u32 = 90;
+const HOPPER: u32 = 90;
 
 /// What a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,13 @@ pub enum Family {
     All,
     /// [`HOPPER`] alone: `sm_90a`, whose instructions no other architecture has, so that PTX would be of no use either.
     Hopper,
+}
+
+impl Family {
+    /// Those of the targets that the family's sources are compiled for.
+    pub fn of(self, targets: &[u32]) -> Vec<u32> {
+        targets.iter().copied().filter(|&target| self == Self::All || target == HOPPER).collect()
+    }
 }
 
 /// The family of a source, which its name tells.

@@ -47,12 +47,9 @@ fn compile(path: PathBuf, name: &str, out: &Path, fatbin: &Path) -> Result<(), S
     let source = &Path::new("kernels").join(format!("{name}.cu"));
     let nvcc = Nvcc::new(path)?;
     let family = nvcc::family(name);
-    let mut targets = nvcc.targets(ARCHS)?;
-    if family == Family::Hopper {
-        targets.retain(|&target| target == nvcc::HOPPER);
-        if targets.is_empty() {
-            return write_empty(name, out, fatbin);
-        }
+    let targets = family.of(&nvcc.targets(ARCHS)?);
+    if targets.is_empty() && family == Family::Hopper {
+        return write_empty(name, out, fatbin);
     }
     let mut hash = Sha256::new();
     hash.update(format!("{} {targets:?} {}", nvcc.version, include_str!("nvcc.rs")));

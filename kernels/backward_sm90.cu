@@ -42,7 +42,6 @@
 
 namespace inducer {
 
-constexpr int kWarpgroup = 128;         // threads
 constexpr int kPart = 64;               // keys of a warpgroup; queries whose scores are in registers at a time
 constexpr int kStages = 2;
 // Descriptions of items are a ring as well. The barriers of the others see to it that no more than six are in use at a time: those that

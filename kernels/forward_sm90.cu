@@ -46,7 +46,6 @@
 namespace inducer {
 
 constexpr int kSlots = 4;
-constexpr int kWarpgroup = 128;         // threads
 constexpr int kWarpgroupRows = 64;
 constexpr int kProducerBarrier = 1;     // of sync_some
 

@@ -12,6 +12,7 @@
 
 namespace inducer {
 
+constexpr int kWarpgroup = 128;         // threads
 constexpr int kAtomRows = 8, kAtomBytes = 1024;
 
 // From eight rows of a tile to the next eight.

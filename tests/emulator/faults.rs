@@ -3,7 +3,7 @@
 
 use inducer_attention::emulator::{Memory, Options, Report};
 
-use crate::run::{Params, all_orders, run};
+use crate::run::{Params, all_orders, expect_only, faults, run};
 
 const READ_AFTER_WRITE: &str = "race (read after unsynchronised write)";
 const WRITE_AFTER_READ: &str = "race (write after unsynchronised read)";
@@ -49,26 +49,10 @@ fn attempt(name: &str, options: &Options) -> Report {
 fn catches(name: &str, names: &[&str]) {
     for options in all_orders(4) {
         let report = attempt(&format!("selftest_fault_{name}"), &options);
-        assert!(
-            names.iter().any(|name| report.has(name)),
-            "{name}, {options:?}: expected one of {names:?}: {report}"
-        );
-        assert!(
-            report.faults.iter().all(|fault| names.contains(&fault.name.as_str())),
-            "{name}, {options:?}: expected only {names:?}: {report}"
-        );
+        expect_only(&report, names, name, &options);
         let sound = attempt(&format!("selftest_sound_{name}"), &options);
         assert!(sound.is_clean(), "without the fault of {name}, {options:?}: {sound}");
     }
-}
-
-macro_rules! faults {
-    ($($name:ident: $($expected:expr),+;)*) => {
-        $(#[test]
-        fn $name() {
-            catches(stringify!($name), &[$($expected),+]);
-        })*
-    };
 }
 
 // Where two names stand, the order of execution decides which of two accesses comes second.

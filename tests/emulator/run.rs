@@ -25,6 +25,25 @@ pub(crate) fn all_orders(warps: u32) -> Vec<Options> {
     orders
 }
 
+/// A test for each faulty kernel: `catches` is given its name and those of the faults that it must be found to have.
+macro_rules! faults {
+    ($($name:ident: $($expected:expr),+;)*) => {
+        $(#[test]
+        fn $name() {
+            catches(stringify!($name), &[$($expected),+]);
+        })*
+    };
+}
+pub(crate) use faults;
+
+/// A faulty kernel has a fault of one of these names, and no fault of another.
+pub(crate) fn expect_only(report: &Report, names: &[&str], kernel: &str, options: &Options) {
+    let found = names.iter().any(|name| report.has(name));
+    assert!(found, "{kernel}, {options:?}: expected one of {names:?}: {report}");
+    let only = report.faults.iter().all(|fault| names.contains(&fault.name.as_str()));
+    assert!(only, "{kernel}, {options:?}: expected only {names:?}: {report}");
+}
+
 pub(crate) fn find(name: &str) -> Kernel {
     kernels().into_iter().find(|k| k.name == name).unwrap_or_else(|| panic!("no kernel is called {name}"))
 }

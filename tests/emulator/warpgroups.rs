@@ -3,7 +3,7 @@
 use half::bf16;
 use inducer_attention::emulator::{CopyTiming, Memory, Options, Report};
 
-use crate::run::{Params, all_orders, find, run};
+use crate::run::{Params, all_orders, expect_only, faults, find, run};
 
 const READ_AFTER_WRITE: &str = "race (read after unsynchronised write)";
 const WRITE_AFTER_READ: &str = "race (write after unsynchronised read)";
@@ -50,28 +50,12 @@ fn catches(name: &str, names: &[&str]) {
     let mut results: Option<Vec<u32>> = None;
     for options in all_orders(find(&format!("selftest_fault_hopper_{name}")).threads / 32) {
         let (report, _) = attempt(&format!("selftest_fault_hopper_{name}"), &options);
-        assert!(
-            names.iter().any(|name| report.has(name)),
-            "{name}, {options:?}: expected one of {names:?}: {report}"
-        );
-        assert!(
-            report.faults.iter().all(|fault| names.contains(&fault.name.as_str())),
-            "{name}, {options:?}: expected only {names:?}: {report}"
-        );
+        expect_only(&report, names, name, &options);
         let (sound, result) = attempt(&format!("selftest_sound_hopper_{name}"), &options);
         assert!(sound.is_clean(), "without the fault of {name}, {options:?}: {sound}");
         let first = results.get_or_insert_with(|| result.clone());
         assert_eq!(*first, result, "{name}, {options:?}: the order of execution shows");
     }
-}
-
-macro_rules! faults {
-    ($($name:ident: $($expected:expr),+;)*) => {
-        $(#[test]
-        fn $name() {
-            catches(stringify!($name), &[$($expected),+]);
-        })*
-    };
 }
 
 // Where several names stand, the order of execution decides, or what follows from the first one.
