@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::few_rows::FewRows;
 use super::kernels::inducer::{InducerTile, Value};
 use super::kernels::score::{ScoreTile, Transform};
 use super::kernels::softmax::SoftmaxTile;
@@ -54,6 +55,7 @@ struct ThreadScratch {
     z: Floats,
     /// Rows that multiply the value slot.
     f: Floats,
+    few_rows: Option<FewRows>,
     lanes: Lanes,
 }
 
@@ -72,8 +74,16 @@ impl ThreadScratch {
             kv: carver.floats(Products::left_factor_floats(keys, d)),
             z: carver.floats(slots.shape.key_slot_rows() * queries),
             f: carver.floats((slots.shape.value_rank + 1) * queries),
+            few_rows: FewRows::carve(problem, kernels, carver),
             lanes: Lanes::carve(queries, carver),
         }
+    }
+}
+
+impl ThreadScratch {
+    /// What serves a tile of so many lanes, if it is one of few rows.
+    fn few_rows(&self, kernels: &Kernels, lanes: usize) -> Option<FewRows> {
+        self.few_rows?.serves(kernels, lanes)
     }
 }
 
@@ -179,6 +189,9 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                     first = false;
                 }
             }
+            if let Some(few) = scratch.few_rows(k, lanes).filter(|_| !first) {
+                few.transposed(k, segment.rows, ot);
+            }
             (k.softmax_finish)(v.max(), v.sum(), lanes, v.inverse(), v.lse());
             if first {
                 for c in 0..d {
@@ -256,26 +269,33 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         let pairs = products == Products::Bf16;
         // SAFETY: scratch was carved for these sizes, keys lie in validated views.
         unsafe {
-            let key_rows = products.left_factor(k, source.k.from(from), keys, d, scratch.kv.at(0));
             let visible = masked.then(|| Visible::new(v, lanes, from, keys));
-            let gemm = if pairs { k.gemm_bf16 } else { k.gemm };
-            let product = Gemm {
-                m: keys,
-                n: lanes,
-                k: if pairs { d.div_ceil(2) } else { d },
-                a: key_rows.ptr,
-                a_row: key_rows.stride as isize,
-                a_col: 4,
-                b: if pairs { scratch.q_pairs.at(0) } else { scratch.qt.at(0) },
-                b_row: lanes,
-                c: s,
-                c_row: lanes,
-                accumulate: false,
-                ahead: source.v.from(from).ahead(keys, d),
-            };
-            match visible {
-                Some(visible) if !pairs => visible.keys_by_lanes(k, &product),
-                _ => gemm(&product),
+            let ahead = source.v.from(from).ahead(keys, d);
+            let few = scratch.few_rows(k, lanes);
+            if let Some(few) = few {
+                let (qt, kv) = (scratch.qt.at(0), scratch.kv.at(0));
+                few.scores(k, qt, segment.rows, source.k.from(from), keys, kv, s, ahead);
+            } else {
+                let key_rows = products.left_factor(k, source.k.from(from), keys, d, scratch.kv.at(0));
+                let gemm = if pairs { k.gemm_bf16 } else { k.gemm };
+                let product = Gemm {
+                    m: keys,
+                    n: lanes,
+                    k: if pairs { d.div_ceil(2) } else { d },
+                    a: key_rows.ptr,
+                    a_row: key_rows.stride as isize,
+                    a_col: 4,
+                    b: if pairs { scratch.q_pairs.at(0) } else { scratch.qt.at(0) },
+                    b_row: lanes,
+                    c: s,
+                    c_row: lanes,
+                    accumulate: false,
+                    ahead,
+                };
+                match visible {
+                    Some(visible) if !pairs => visible.keys_by_lanes(k, &product),
+                    _ => gemm(&product),
+                }
             }
             let tile = ScoreTile { s, keys, lanes, first_key: from as i32 };
             if transforms(problem) {
@@ -301,7 +321,10 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 pairs: if fused_pairs { scratch.p_pairs.at(0) } else { std::ptr::null_mut() },
             });
             if rescale && !first {
-                (k.scale_lanes)(scratch.ot.at(0), d, lanes, v.alpha());
+                match few {
+                    Some(few) => few.rescale(segment.rows, v.alpha()),
+                    None => (k.scale_lanes)(scratch.ot.at(0), d, lanes, v.alpha()),
+                }
             }
             if let Some((mask, factor)) = dropout {
                 DropoutTile {
@@ -317,6 +340,12 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
                 .for_each(|key, lane, factor| *s.add(key * lanes + lane) *= factor);
             }
             let next = source.k.from(to).ahead(source.end.saturating_sub(to).min(keys), d);
+            if let Some(few) = few {
+                let (kv, ot) = (scratch.kv.at(0), scratch.ot.at(0));
+                let hidden = visible.filter(|_| !finite);
+                few.add_values(k, s, segment.rows, source.v.from(from), keys, kv, first, hidden, ot, next);
+                return;
+            }
             self.add_values(
                 scratch,
                 source.v.from(from),

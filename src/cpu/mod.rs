@@ -9,6 +9,7 @@
 //! finite, hidden pairs are left out one by one: the other rows stay right, but their last bits may differ.)
 
 mod backward;
+mod few_rows;
 mod forward;
 mod kernels;
 mod key_source;

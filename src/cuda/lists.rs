@@ -32,8 +32,8 @@ pub struct RawLists {
     pub positions: Option<RawList>,
     /// `[Hq]` or `[sequences, Hq]`; see [`Attention::alibi_slopes`](crate::Attention::alibi_slopes).
     pub alibi_slopes: Option<RawList>,
-    /// No packed sequence has more rows; N if none. Saves blocks that find nothing to do. Rows of longer sequences are not
-    /// computed.
+    /// No packed sequence has more rows; N if none. Saves blocks that find nothing to do. Results of longer sequences' rows beyond are
+    /// undefined.
     pub max_rows: Option<usize>,
     /// No packed sequence has more keys; M if none. As `max_rows`, for the keys' gradients.
     pub max_keys: Option<usize>,
@@ -127,8 +127,9 @@ impl Lists {
             alibi_slopes: slopes,
             alibi_per_sequence: raw.alibi_slopes.is_some_and(|list| list.len != heads),
             sequences,
-            max_rows: raw.max_rows.map_or(rows, |n| n.min(rows)),
-            max_keys: raw.max_keys.map_or(problem.keys(), |n| n.min(problem.keys())),
+            // Where nothing is packed, tensors are as long as they are.
+            max_rows: raw.max_rows.filter(|_| packed).map_or(rows, |n| n.min(rows)),
+            max_keys: raw.max_keys.filter(|_| packed).map_or(problem.keys(), |n| n.min(problem.keys())),
         })
     }
 

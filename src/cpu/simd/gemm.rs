@@ -152,13 +152,15 @@ unsafe fn product<V: Vector, const PAIRS: bool>(g: &Gemm) {
 /// All register blocks of C. Panels of columns each go past all rows, so that the panel of B stays in the first-level cache.
 #[inline(always)]
 unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
-    let (tiles, panels) = (g.m.div_ceil(V::GEMM_ROWS), g.n.div_ceil(V::GEMM_VECTORS * V::LANES));
+    let tiles = g.m.div_ceil(V::GEMM_ROWS);
+    // Of the widest panels; narrower ones that are left over fetch what is left.
+    let panels = g.n.div_ceil(panel_width::<V>(g.m, g.n).max(1));
     let lines = g.ahead.bytes.div_ceil(LINE_BYTES);
     let rows_each = g.ahead.rows.div_ceil((tiles * panels).max(1));
     let mut fetched = 0;
     let mut column = 0;
-    for _ in 0..panels {
-        let width = panel_width::<V>(g.n - column);
+    while column < g.n {
+        let width = panel_width::<V>(g.m, g.n - column);
         let mut row = 0;
         for tile in 0..tiles {
             let rows = even_share(g.m - row, tiles - tile);
@@ -185,10 +187,20 @@ unsafe fn blocks_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
     }
 }
 
-/// Columns of the next panel when `left` are left.
+/// Vectors of the next panel's rows. A row or two of so few vectors would wait for their own multiply-adds most of the time.
 #[inline(always)]
-fn panel_width<V: Vector>(left: usize) -> usize {
-    left.min(V::GEMM_VECTORS * V::LANES)
+fn panel_vectors<V: Vector>(rows: usize, left: usize) -> usize {
+    match (rows, left / V::LANES) {
+        (1, 8..) => 8,
+        (1 | 2, 4..) => 4,
+        (_, vectors) => vectors.min(V::GEMM_VECTORS),
+    }
+}
+
+/// Columns of the next panel of so many rows when `left` are left.
+#[inline(always)]
+fn panel_width<V: Vector>(rows: usize, left: usize) -> usize {
+    panel_vectors::<V>(rows, left) * V::LANES
 }
 
 /// Rows are dealt out evenly: 13 rows are 7 + 6, not 12 + 1.
@@ -215,7 +227,21 @@ unsafe fn tile_of_c<V: Vector, const PAIRS: bool>(g: &Gemm) {
             }
         };
     }
-    instances!(1 2 3 4 5 6 7 8 9 10 11 12);
+    macro_rules! wide {
+        ($rows:literal, $vectors:literal) => {
+            if g.a_row == 4 {
+                micro::<V, PAIRS, true, $rows, $vectors>(g)
+            } else {
+                micro::<V, PAIRS, false, $rows, $vectors>(g)
+            }
+        };
+    }
+    match (g.m, g.n / V::LANES) {
+        (1, 8) => wide!(1, 8),
+        (1, 4) => wide!(1, 4),
+        (2, 4) => wide!(2, 4),
+        _ => instances!(1 2 3 4 5 6 7 8 9 10 11 12),
+    }
 }
 
 /// The micro-kernel: a block of `ROWS` rows and `VECTORS` vectors of C. `ADJACENT` says that the rows of A are four bytes
