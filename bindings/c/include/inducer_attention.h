@@ -52,7 +52,7 @@ typedef enum {
   IA_OK = 0,
   IA_INVALID = 1,  /* a mistake in the arguments: nothing was written; ia_last_error() names the argument */
   IA_INTERNAL = 2, /* a bug in the library: outputs may be half written */
-  IA_DEVICE = 3    /* ia_cuda_... only: no driver, GPU or kernels to use, or an error of the driver's, after which outputs may be half written */
+  IA_DEVICE = 3    /* ia_cuda_...: no driver, GPU or kernels to use, or an error of the driver's: outputs may be half written */
 } ia_status;
 
 /* This header's version of the interface; ia_abi_version() is the library's. They must be the same. */
@@ -120,7 +120,7 @@ typedef struct {
   int64_t window_right;          /* IA_WINDOW_RIGHT */
   float softcap;                 /* IA_SOFTCAP: over 0 */
   float dropout_p;               /* IA_DROPOUT: 0 <= p < 1 */
-  uint64_t dropout_seed;         /* IA_DROPOUT */
+  uint64_t dropout_seed;         /* IA_DROPOUT; a call that was captured into a CUDA graph has the same in every replay */
 
   uint32_t key;                  /* IA_KEY_... */
   uint32_t value;                /* IA_VALUE_... */
@@ -130,7 +130,7 @@ typedef struct {
   ia_adapter value_adapter;      /* all values but IA_VALUE_ZERO */
   const DLTensor *logit;         /* IA_KEY_LOGIT_... */
   const DLTensor *positions;     /* i32 [B, N], contiguous, 0 or more: override those of IA_ADAPTIVE_LENGTH, which count from 1 */
-  int64_t max_seqlen_q;          /* ia_cuda_... only: no packed sequence has more rows (those of longer ones are not computed); 0: not known */
+  int64_t max_seqlen_q;          /* ia_cuda_...: no packed sequence has more rows (results of rows beyond are undefined); 0: not known */
   int64_t max_seqlen_k;          /* likewise keys, whose gradients are meant */
 } ia_attention;
 
@@ -198,9 +198,10 @@ ia_status ia_backward(const ia_attention *attention, const ia_gradients *gradien
  * The same on an NVIDIA GPU (Ampere or newer), where the library was built with feature cuda and nvcc.
  *
  * All tensors, lists included, are in the memory of the device that Q is on. Calls are enqueued on `stream`, a CUstream or cudaStream_t of
- * the device's primary context (null: the default stream), and return without waiting; until the stream has come past a call, its
- * memory stays allocated and unchanged. They allocate nothing, may be captured into a CUDA graph once the device's kernels are loaded, and
- * leave the thread's current context as it was.
+ * the device's primary context (null: the legacy default stream), and return without waiting; until the stream has come past a call, its
+ * memory stays allocated and unchanged. They allocate nothing, may be captured into a CUDA graph once the device's kernels are loaded
+ * (ia_cuda_load; to load them while any thread captures ends that capture), and leave the thread's current context as it was. The primary
+ * context must not be reset once they are loaded. In a forked process the driver does not work, and calls return IA_DEVICE.
  *
  *   - head_dim is a multiple of 8. Rows of Q, K, V and prefix, and in the backward those of O or attn and dO, begin at multiples of 16
  *     bytes; rows of results of Q's dtype at multiples of two elements.
@@ -216,7 +217,8 @@ ia_status ia_cuda_forward(const ia_attention *attention, const ia_outputs *outpu
 /* Bytes of the device's memory that a backward of this problem needs as workspace. */
 ia_status ia_cuda_backward_workspace(const ia_attention *attention, size_t *bytes);
 
-/* As ia_backward, with `bytes` bytes of the device's memory at `workspace`, a multiple of 256. Gradients are the same from run to run. */
+/* As ia_backward, with `bytes` bytes of the device's memory at `workspace`, a multiple of 256 and not null. Gradients are the
+ * same from run to run. */
 ia_status ia_cuda_backward(const ia_attention *attention, const ia_gradients *gradients, void *workspace, size_t bytes, void *stream);
 
 #ifdef __cplusplus

@@ -418,17 +418,32 @@ impl AttentionCall {
             Ok(length) => Ok(Some(length)),
             Err(_) => Err(Error::Length { argument, got: length }),
         };
+        let [batch, heads, rows, _] = problem.attention().q.shape();
+        let cu_seqlens_q = integers("cu_seqlens_q", self.cu_seqlens_q)?;
+        let sequences = cu_seqlens_q.map_or(batch, |list| list.len.saturating_sub(1));
+        // SAFETY: the caller's promise.
+        let (positions, alibi_slopes) = unsafe {
+            (
+                Named::optional(at, "positions", self.positions)
+                    .map(|t| t.raw_integers_of([batch, rows]))
+                    .transpose()?,
+                Named::optional(at, "alibi_slopes", self.alibi_slopes)
+                    .map(|t| t.raw_floats_of([sequences, heads]))
+                    .transpose()?,
+            )
+        };
+        if positions.is_some() && !self.given(option::ADAPTIVE_LENGTH) {
+            let reason = "only IA_ADAPTIVE_LENGTH has a use for it";
+            return Err(Error::Unexpected { argument: "positions", reason });
+        }
         let lists = RawLists {
             query_lengths: integers("query_lengths", self.query_lengths)?,
             key_lengths: integers("key_lengths", self.key_lengths)?,
             key_starts: integers("key_starts", self.key_starts)?,
-            cu_seqlens_q: integers("cu_seqlens_q", self.cu_seqlens_q)?,
+            cu_seqlens_q,
             cu_seqlens_k: integers("cu_seqlens_k", self.cu_seqlens_k)?,
-            positions: integers("positions", self.positions)?,
-            // SAFETY: the caller's promise.
-            alibi_slopes: unsafe {
-                Named::optional(at, "alibi_slopes", self.alibi_slopes).map(|t| t.raw_floats()).transpose()?
-            },
+            positions,
+            alibi_slopes,
             max_rows: longest("max_seqlen_q", self.max_seqlen_q)?,
             max_keys: longest("max_seqlen_k", self.max_seqlen_k)?,
         };

@@ -38,8 +38,12 @@ struct CurrentContext(Option<sys::CUcontext>);
 
 impl CurrentContext {
     /// The driver is there, and was initialised by whoever made an engine.
-    fn keep() -> Self {
-        Self(result::ctx::get_current().ok().flatten())
+    fn keep() -> Result<Self> {
+        let current = result::ctx::get_current().map_err(|e| inducer_attention::Error::Driver {
+            call: "cuCtxGetCurrent",
+            message: format!("{:?}", e.0),
+        })?;
+        Ok(Self(current))
     }
 }
 
@@ -54,7 +58,7 @@ impl Drop for CurrentContext {
 fn on_device<R>(device: u16, f: impl FnOnce(&Engine) -> Result<R>) -> Result<R> {
     // Before there is an engine, the driver may be missing or not yet initialised, and asking it for a context panics or fails.
     inducer_attention::cuda::device_count()?;
-    let _current = CurrentContext::keep();
+    let _current = CurrentContext::keep()?;
     f(&*engine(device)?)
 }
 
@@ -160,6 +164,10 @@ pub unsafe extern "C" fn ia_cuda_backward(
         // SAFETY: as above.
         let (saved, upstream, gradients) = unsafe { checked(gradients)?.parts(problem.memory(), &problem)? };
         let call = problem.backward(saved, upstream, gradients)?;
+        // The driver would only find out when a kernel writes there, and the context would be lost.
+        if workspace.is_null() && bytes > 0 {
+            return Err(Error::Null { argument: "workspace" });
+        }
         let workspace = workspace.addr() as u64;
         on_device(device, |engine| {
             // SAFETY: as above; lists were checked against the problem.

@@ -259,24 +259,19 @@ impl<'a> Named<'a> {
         Ok((unsafe { std::slice::from_raw_parts(ptr.cast_const().cast(), len) }, shape))
     }
 
-    /// A list in device memory, of one dimension or of two.
+    /// A list in device memory.
     ///
     /// # Safety
     /// As for [`optional`](Self::optional).
     #[cfg(feature = "cuda")]
-    unsafe fn raw_list(
+    unsafe fn raw_list<const R: usize>(
         &self,
         dtype: DLDataType,
         expected: &'static str,
-    ) -> Result<inducer_attention::cuda::RawList> {
+    ) -> Result<(inducer_attention::cuda::RawList, [usize; R])> {
         // SAFETY: the caller's promise.
-        let (ptr, len) = unsafe {
-            match self.tensor.ndim {
-                1 => self.contiguous::<1>(dtype, expected).map(|(ptr, len, _)| (ptr, len))?,
-                _ => self.contiguous::<2>(dtype, expected).map(|(ptr, len, _)| (ptr, len))?,
-            }
-        };
-        Ok(inducer_attention::cuda::RawList { address: ptr.addr() as u64, len })
+        let (ptr, len, shape) = unsafe { self.contiguous::<R>(dtype, expected)? };
+        Ok((inducer_attention::cuda::RawList { address: ptr.addr() as u64, len }, shape))
     }
 
     /// A list of integers in device memory.
@@ -286,17 +281,41 @@ impl<'a> Named<'a> {
     #[cfg(feature = "cuda")]
     pub(crate) unsafe fn raw_integers(&self) -> Result<inducer_attention::cuda::RawList> {
         // SAFETY: the caller's promise.
-        unsafe { self.raw_list(I32, "int 32") }
+        Ok(unsafe { self.raw_list::<1>(I32, "int 32")? }.0)
     }
 
-    /// A list of floats in device memory.
+    /// Integers of that shape in device memory.
     ///
     /// # Safety
     /// As for [`optional`](Self::optional).
     #[cfg(feature = "cuda")]
-    pub(crate) unsafe fn raw_floats(&self) -> Result<inducer_attention::cuda::RawList> {
+    pub(crate) unsafe fn raw_integers_of(
+        &self,
+        expected: [usize; 2],
+    ) -> Result<inducer_attention::cuda::RawList> {
         // SAFETY: the caller's promise.
-        unsafe { self.raw_list(F32, "float 32") }
+        let (list, shape) = unsafe { self.raw_list(I32, "int 32")? };
+        self.expect_shape(shape, expected)?;
+        Ok(list)
+    }
+
+    /// Floats of that shape, or of its last dimension alone, in device memory.
+    ///
+    /// # Safety
+    /// As for [`optional`](Self::optional).
+    #[cfg(feature = "cuda")]
+    pub(crate) unsafe fn raw_floats_of(
+        &self,
+        expected: [usize; 2],
+    ) -> Result<inducer_attention::cuda::RawList> {
+        if self.tensor.ndim == 1 {
+            // SAFETY: the caller's promise.
+            return Ok(unsafe { self.raw_list::<1>(F32, "float 32")? }.0);
+        }
+        // SAFETY: as above.
+        let (list, shape) = unsafe { self.raw_list(F32, "float 32")? };
+        self.expect_shape(shape, expected)?;
+        Ok(list)
     }
 
     /// A list of integers.

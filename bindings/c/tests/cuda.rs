@@ -444,6 +444,17 @@ fn mistakes() {
         assert_eq!(status, Status::Invalid, "{}", last_error());
         assert!(last_error().starts_with("q: ") && last_error().contains("16"), "{}", last_error());
 
+        // Slopes and positions the other way round.
+        let slopes = Tensor::new(vec![0.5; H], &[H, 1]);
+        let positions = Tensor::new(vec![1; N], &[N, 1]);
+        let mut call = AttentionCall { key: 1, options: 64, alibi_slopes: slopes.ptr(), ..call };
+        device.copy(&mut call.alibi_slopes);
+        says(&call, &out, Status::Invalid, "alibi_slopes: shape [4, 1], expected [1, 4]");
+        (call.alibi_slopes, call.positions) = (ptr::null(), positions.ptr());
+        device.copy(&mut call.positions);
+        says(&call, &out, Status::Invalid, "positions: shape [21, 1], expected [1, 21]");
+        (call.key, call.options, call.positions) = (0, 0, ptr::null());
+
         assert_eq!(ia_cuda_load(-1), Status::Invalid);
         assert_eq!(last_error(), "device: -1, expected the number of a CUDA device, 0 to 65535");
         assert_eq!(ia_cuda_load(9), Status::Device);
@@ -455,10 +466,13 @@ fn mistakes() {
         device.copy_all(written);
         let before = world::calls("cuLaunchKernel");
         // SAFETY: as above.
-        let status = unsafe {
-            ia_cuda_backward(&raw const call, &raw const grad, ptr::null_mut(), 0, ptr::null_mut())
+        let backward = |address, bytes| unsafe {
+            let workspace = ptr::without_provenance_mut(address);
+            ia_cuda_backward(&raw const call, &raw const grad, workspace, bytes, ptr::null_mut())
         };
-        assert_eq!(status, Status::Invalid);
+        assert_eq!(backward(0, 1 << 30), Status::Invalid);
+        assert_eq!(last_error(), "workspace: null");
+        assert_eq!(backward(256, 16), Status::Invalid);
         assert!(last_error().starts_with("workspace: "), "{}", last_error());
         assert_eq!(world::calls("cuLaunchKernel"), before);
     });

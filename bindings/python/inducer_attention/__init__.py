@@ -4,12 +4,12 @@
 model with it. Everything is computed by the Rust crate of the same name, whose documentation has the equations.
 """
 
-from .backends import loaded
+from .backends import load, loaded
 from .functional import Adapter, Output, inducer_attention
 from .library import DeviceError, Error
 from .module import Inducer
 
-__all__ = ["Adapter", "DeviceError", "Error", "Inducer", "Output", "description", "inducer_attention", "set_threads"]
+__all__ = ["Adapter", "DeviceError", "Error", "Inducer", "Output", "description", "inducer_attention", "load", "set_threads"]
 
 
 def set_threads(threads):

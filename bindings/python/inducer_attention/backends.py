@@ -41,6 +41,10 @@ class Cuda:
         """Its address."""
         return torch.cuda.current_stream(self.device).cuda_stream
 
+    def is_capturing(self):
+        """Into a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
+
     def forward(self, attention, outputs):
         loaded().cuda_forward(attention, outputs, self.stream())
 
@@ -48,6 +52,13 @@ class Cuda:
         size = loaded().cuda_backward_workspace(attention)
         workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
         loaded().cuda_backward(attention, gradients, workspace.data_ptr(), size, self.stream())
+
+
+def load(device=None):
+    """Loads the kernels of a GPU (torch's current one if none is named), which its first call does otherwise: to know at once whether
+    they can be used, or before a CUDA graph is captured."""
+    device = torch.device("cuda" if device is None else device)
+    loaded().cuda_load(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def backend(device):

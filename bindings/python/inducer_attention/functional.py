@@ -1,5 +1,6 @@
 """Attention with a virtual token per query, as a function with autograd."""
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -68,14 +69,17 @@ def inducer_attention(
     *_lengths, ...   i32 `[B]`: rows and keys that exist, the first key that does; cu_seqlens (i32) for packed sequences, B = 1. Lists
                      may be on the CPU in any case
     max_seqlen_*     on a GPU, no packed sequence is longer: saves work where cu_seqlens are on the GPU, too, and nothing says so.
-                     Rows of longer ones are not computed
+                     Results of rows beyond are undefined
     alibi_slopes     f32 `[Hq]` or `[B, Hq]`
     return_all       an `Output` with lse and U instead of O alone; "extended" always returns one
 
     Raises `inducer_attention.Error` for arguments that do not fit together, `inducer_attention.DeviceError` for a GPU that cannot be used.
     """
-    if not isinstance(q, torch.Tensor):
-        raise c.Error(f"q: {type(q).__name__}, expected a tensor")
+    for name, tensor in (("q", q), ("k", k)):
+        if not isinstance(tensor, torch.Tensor):
+            raise c.Error(f"{name}: {type(tensor).__name__}, expected a tensor")
+        if tensor.dim() != 4:
+            raise c.Error(f"{name}: {tensor.dim()} dimensions, expected 4")
     device, runs = q.device, backend(q.device)
     given = {"q": q, "k": k, "v": v}
     if prefix is not None:
@@ -110,6 +114,8 @@ def inducer_attention(
             if name not in ("causal", "adaptive_length"):
                 settings[name] = float(number) if name in ("softmax_scale", "softcap", "dropout_p") else number
     if dropout_p:
+        if not isinstance(runs, Cpu) and runs.is_capturing():
+            raise c.Error("dropout_p: a CUDA graph would drop the same in every replay")
         settings["dropout_seed"] = int(torch.randint(2**63 - 1, (), device="cpu"))
     lists = {
         "query_lengths": query_lengths, "key_lengths": key_lengths, "key_starts": key_starts,
@@ -117,11 +123,15 @@ def inducer_attention(
     }
     lists = {name: _list(name, t) for name, t in lists.items() if t is not None}
     if not isinstance(runs, Cpu):
+        for name, t in lists.items():
+            if t.device.type == "cpu":
+                _expect_fits(name, t, q.shape[-2], k.shape[-2])
         settings |= {
             "max_seqlen_q": _longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
             "max_seqlen_k": _longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
         }
-        lists = {name: t.to(device, non_blocking=True) for name, t in lists.items()}
+        # A copy from pinned memory may still be under way when its owner writes to it again; one of any other is not.
+        lists = {name: (t.clone() if t.is_pinned() else t).to(device, non_blocking=True) for name, t in lists.items()}
     lists = {name: _on(device, name, t) for name, t in lists.items()}
     tensors = [
         None if given.get(name) is None else _readable(name, given[name], device, runs.row_bytes) for name in _TENSORS
@@ -155,9 +165,14 @@ def _adapter(name, adapter):
 
 def _list(name, numbers):
     """Of i32, or f32 for slopes; integers of other widths are converted."""
-    numbers = torch.as_tensor(numbers)
+    if not isinstance(numbers, torch.Tensor):
+        numbers = torch.as_tensor(numbers, device="cpu")
     if name == "alibi_slopes":
         return numbers.to(torch.float32).contiguous()
+    if numbers.dtype == torch.int64 and numbers.device.type == "cpu" and numbers.numel() > 0:
+        low, high = (int(n) for n in numbers.aminmax())
+        if low < -(2**31) or high >= 2**31:
+            raise c.Error(f"{name}: {low if low < -(2**31) else high}, expected what int32 can hold")
     if numbers.dtype in (torch.int64, torch.int16, torch.int8, torch.uint8):
         numbers = numbers.to(torch.int32)
     if numbers.dtype != torch.int32:
@@ -165,17 +180,42 @@ def _list(name, numbers):
     return numbers.contiguous()
 
 
+def _expect_fits(name, numbers, rows, keys):
+    """What the library says of lists that it can read: kernels clamp entries, and rows of no sequence stay as they were."""
+    if numbers.numel() == 0:
+        return
+    if name == "alibi_slopes":
+        if not numbers.isfinite().all():
+            raise c.Error(f"{name}: expected finite numbers")
+        return
+    most = {"positions": 2**31 - 1, "query_lengths": rows, "cu_seqlens_q": rows}.get(name, keys)
+    low, high = (int(n) for n in numbers.aminmax())
+    if low < 0 or high > most:
+        raise c.Error(f"{name}: {low if low < 0 else high}, expected 0 to {most}")
+    if name.startswith("cu_") and (int(numbers[0]) != 0 or bool((numbers.diff() < 0).any())):
+        raise c.Error(f"{name}: expected 0 first, and no entry below the one before it")
+
+
 def _longest(name, given, boundaries):
     """Of packed sequences: as given, or as a list on the CPU says; 0 if that is not known, which asking the GPU would take waiting for."""
-    if given is None:
-        given = 0
-        if boundaries is not None:
-            boundaries = torch.as_tensor(boundaries)
-            if boundaries.device.type == "cpu" and boundaries.numel() > 1:
-                given = max(int(boundaries.diff().max()), 1)
-    if not isinstance(given, int) or given < 0:
-        raise c.Error(f"{name}: {given!r}, expected a number of rows or keys, or None")
-    return given
+    if given is not None:
+        try:
+            number = operator.index(given)
+        except TypeError:
+            number = -1
+        if number < 0:
+            raise c.Error(f"{name}: {given!r}, expected a number of rows or keys, or None")
+        given = number
+    if boundaries is None:
+        return 0
+    if not isinstance(boundaries, torch.Tensor):
+        boundaries = torch.as_tensor(boundaries, device="cpu")
+    longest = 0
+    if boundaries.device.type == "cpu" and boundaries.numel() > 1:
+        longest = max(int(boundaries.diff().max()), 1)
+    if given and given < longest:
+        raise c.Error(f"{name}: {given}, but a sequence has {longest}")
+    return given or longest
 
 
 def _on(device, name, tensor):
@@ -234,8 +274,6 @@ class _Function(torch.autograd.Function):
     def forward(ctx, runs, settings, lists, *tensors):
         named = dict(zip(_TENSORS, tensors))
         q = named["q"]
-        if q.dim() != 4:
-            raise c.Error(f"q: {q.dim()} dimensions, expected 4")
         batch, heads, rows, _ = q.shape
         # As Q lies, [B, N, H, d] as a rule: the output projection then needs no copy.
         o = _room_like(q)
@@ -250,6 +288,7 @@ class _Function(torch.autograd.Function):
             attn = _room_like(o)
         outputs = _struct(c.Outputs, runs, {"o": o, "lse": lse, "u": u, "attn": attn}, {})
         runs.forward(_struct(c.Attention, runs, named | lists, settings), outputs)
+        ctx.set_materialize_grads(False)
         ctx.runs, ctx.settings, ctx.lists = runs, settings, list(lists)
         ctx.from_attention = attn is not None
         ctx.save_for_backward(lse, attn if attn is not None else o, *tensors, *lists.values())

@@ -168,21 +168,41 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     else:
         starts, ends, left, right = _bounds(attention_mask, key.shape[2])
         causal = right == 0
-        settings |= {"window": (left, right), "key_starts": starts, "key_lengths": ends}
+        settings["window"] = left, right
     inducer = getattr(module, ATTRIBUTE, None)
+    if starts is not None:
+        adaptive = inducer is not None and inducer.adaptive_length
+        settings |= _lists(attention_mask, starts, ends, query, key, causal, adaptive)
     if inducer is None:
         o = inducer_attention(query, key, value, **settings)
     else:
-        if inducer.adaptive_length and starts is not None:
-            # Positions count from an entry's first token.
-            own = torch.arange(query.shape[2]) + (key.shape[2] - query.shape[2] if causal else 0) + 1
-            settings["positions"] = (own[None] - starts[:, None]).clamp(min=1)
         o = inducer(query, key, value, **settings)
     return o.transpose(1, 2), None
 
 
+@torch.compiler.disable
+def _lists(mask, starts, ends, query, key, causal, adaptive):
+    """What the mask says, where the layer computes: layers of one model share what the first of them had copied there."""
+    rows, keys = query.shape[2], key.shape[2]
+    held, name = mask.__dict__.setdefault("_inducer_lists", {}), (query.device, rows, causal, adaptive)
+    if name not in held:
+        lists = {}
+        if bool((starts != 0).any()):
+            lists["key_starts"] = starts
+        if bool((ends != keys).any()):
+            lists["key_lengths"] = ends
+        if adaptive:
+            # Positions count from an entry's first token.
+            own = torch.arange(rows, device="cpu") + (keys - rows if causal else 0) + 1
+            lists["positions"] = (own[None] - starts[:, None]).clamp(min=1)
+        held[name] = {name: t.to(torch.int32).to(query.device, non_blocking=True) for name, t in lists.items()}
+    return held[name]
+
+
 def _bounds(mask, keys):
     """First keys, ends, and how far queries see to the left and right."""
+    # Where it was made; accelerate moves it to the layer's GPU, and this then waits once instead of at each look.
+    mask = mask.cpu()
     marked = mask.dim() == 2 and mask.shape[1] == 6 and mask.dtype == torch.int64 and bool((mask[:, :1] >= _MARK).all())
     if not marked:
         raise Error(f"attention_mask: {list(mask.shape)} of {mask.dtype}; attention '{NAME}' takes padding masks [B, M], and models "
@@ -205,7 +225,7 @@ def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function
     and refused where a layer uses it."""
     # What the function says of queries and keys a few places from the first.
     def sees(query, key):
-        return mask_function is None or bool(mask_function(*(torch.tensor(n) for n in (0, 0, query, key))))
+        return mask_function is None or bool(mask_function(*(torch.tensor(n, device="cpu") for n in (0, 0, query, key))))
 
     left, right = -1, -1 if sees(0, 1) else 0
     # Masks with anything added, and packed sequences, are the ones that may not be skipped; a causal one is aligned to the right.
@@ -216,16 +236,16 @@ def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function
         left = next((n for n in (local_size, local_size - 1) if n >= 0 and sees(n, 0)), -1)
         right = right if right == 0 else next((n for n in (local_size, local_size - 1) if n >= 0 and sees(0, n)), -1)
         plain = left >= 0 and sees(left + 1, 1) and not sees(left + 1, 0)
-    starts, ends = torch.zeros(batch_size, dtype=torch.int64), torch.full((batch_size,), kv_length)
+    starts, ends = torch.zeros(batch_size, dtype=torch.int64, device="cpu"), torch.full((batch_size,), kv_length, device="cpu")
     if attention_mask is not None:
         there = attention_mask[:, -kv_length:] if kv_length else attention_mask[:, :0]
         if there.shape[1] == kv_length > 0:
             starts, ends = _intervals(there.cpu())
         else:
             plain &= kv_length == 0
-    mark = torch.full((batch_size,), _MARK if plain else _OTHER)
-    both = [torch.full((batch_size,), n) for n in (left, right)]
-    return torch.stack([mark, starts, ends, *both, torch.full((batch_size,), kv_length)], dim=1)
+    mark, *both, length = (
+        torch.full((batch_size,), n, device="cpu") for n in (_MARK if plain else _OTHER, left, right, kv_length))
+    return torch.stack([mark, starts, ends, *both, length], dim=1)
 
 
 def _intervals(there):

@@ -78,6 +78,9 @@ class Emulated(backends.Cuda):
     def stream(self):
         return 0
 
+    def is_capturing(self):
+        return False
+
     def forward(self, attention, outputs):
         self.calls.append(("forward", attention.max_seqlen_q, attention.max_seqlen_k))
         self.on_device(super().forward, attention, outputs)
@@ -186,8 +189,11 @@ def test_packed_sequences_are_measured_where_the_list_is_on_the_cpu(gpu):
     settings = {"key": "logit_per_head", "logit": torch.randn(H).requires_grad_(), "causal": True}
     check(gpu, inputs(batch=1), cu_seqlens_q=bounds, cu_seqlens_k=bounds, **settings)
     check(gpu, inputs(batch=1), cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=N, max_seqlen_k=12, **settings)
+    # Without packed sequences they say nothing.
+    check(gpu, inputs(), max_seqlen_q=3, max_seqlen_k=3)
     if EMULATED:
-        assert gpu.calls == [("forward", 7, 7), ("backward", 7, 7), ("forward", N, 12), ("backward", N, 12)]
+        limits = [(7, 7), (N, 12), (0, 0)]
+        assert gpu.calls == [(name, *limit) for limit in limits for name in ("forward", "backward")]
 
 
 def test_rows_that_begin_anywhere_are_copied(gpu):
@@ -205,11 +211,36 @@ def test_dropout_drops_what_it_drops_on_the_cpu(gpu):
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_that_are_not_there_are_not_made_up(gpu):
+    q, k, v = inputs()
+    o, lse, _ = gpu(q, k, v, return_all=True)
+    expected = torch.autograd.grad(inducer_attention(q, k, v, return_all=True).lse.sum(), (q, k))
+    for a, b in zip(torch.autograd.grad(lse.sum(), (q, k)), expected):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"max_seqlen_q": -1}, "max_seqlen_q: -1"),
+    ({"max_seqlen_q": 1.5}, "max_seqlen_q: 1.5"),
+    ({"cu_seqlens_q": [0, 7, N], "cu_seqlens_k": [0, 7, N], "max_seqlen_q": 7}, "max_seqlen_q: 7, but a sequence has 12"),
+    ({"cu_seqlens_q": [3, N], "cu_seqlens_k": [0, N]}, "cu_seqlens_q: expected 0 first"),
+    ({"cu_seqlens_q": [0, 9, 5, N], "cu_seqlens_k": [0, 9, 9, N]}, "cu_seqlens_q: expected 0 first, and no entry below"),
+    ({"cu_seqlens_q": [0, 9, 99], "cu_seqlens_k": [0, 9, N]}, f"cu_seqlens_q: 99, expected 0 to {N}"),
+    ({"key_lengths": [N + 1]}, f"key_lengths: {N + 1}, expected 0 to {N}"),
+    ({"key_starts": [-1]}, f"key_starts: -1, expected 0 to {N}"),
+    ({"key_lengths": [2**32 + 3]}, f"key_lengths: {2**32 + 3}, expected what int32 can hold"),
+    ({"alibi_slopes": [0.5, 0.5, float("nan"), 0.5]}, "alibi_slopes: expected finite numbers"),
+    ({"alibi_slopes": [[0.5], [0.5], [0.5], [0.5]]}, "alibi_slopes: shape"),
+    ({"positions": list(range(N)), "key": "query", "adaptive_length": True}, "positions: 1 dimensions, expected 2"),
+])
+def test_lists_of_the_cpu_are_checked(gpu, settings, message):
+    with pytest.raises(Error, match=message):
+        gpu(*inputs(batch=1), **settings)
+
+
 def test_mistakes(gpu):
     with pytest.raises(Error, match="head_dim"):
         gpu(*(torch.randn(1, 2, 4, 12) for _ in range(3)))
-    with pytest.raises(Error, match="max_seqlen_q: -1"):
-        gpu(*inputs(), max_seqlen_q=-1)
 
 
 def test_without_a_gpu_calls_say_so():
