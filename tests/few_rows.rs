@@ -6,7 +6,6 @@ use inducer_attention::{
     VirtualValue, bf16, f16,
 };
 
-const HEADS: usize = 2;
 const RANK: usize = 3;
 /// More than any vector has lanes.
 const ROWS: usize = 37;
@@ -28,22 +27,26 @@ struct World<T> {
     k: Vec<T>,
     v: Vec<T>,
     adapter: [Vec<f32>; 4],
+    heads: usize,
+    kv_heads: usize,
     keys: usize,
     head_dim: usize,
 }
 
 impl<T: Element> World<T> {
-    fn new(keys: usize, head_dim: usize, from_f32: fn(f32) -> T) -> Self {
+    fn new([heads, kv_heads]: [usize; 2], keys: usize, head_dim: usize, from_f32: fn(f32) -> T) -> Self {
         let d = head_dim;
         // Scores of some size: maxima move from tile to tile.
         let numbers =
             |n: usize, seed, by: f32| noise(n, seed).into_iter().map(|x| from_f32(x * by)).collect();
-        let [a, b] = [HEADS * d * RANK, HEADS * RANK];
+        let [a, b] = [heads * d * RANK, heads * RANK];
         Self {
-            q: numbers(HEADS * ROWS * d, 1, 6.0),
-            k: numbers(HEADS * keys * d, 2, 2.0),
-            v: numbers(HEADS * keys * d, 3, 1.0),
-            adapter: [noise(a, 4), noise(b, 5), noise(a, 6), noise(HEADS * d, 7)],
+            q: numbers(heads * ROWS * d, 1, 6.0),
+            k: numbers(kv_heads * keys * d, 2, 2.0),
+            v: numbers(kv_heads * keys * d, 3, 1.0),
+            adapter: [noise(a, 4), noise(b, 5), noise(a, 6), noise(heads * d, 7)],
+            heads,
+            kv_heads,
             keys,
             head_dim,
         }
@@ -58,27 +61,28 @@ impl<T: Element> World<T> {
         keys: usize,
         causal: bool,
     ) -> (Vec<T>, Vec<f32>) {
-        let d = self.head_dim;
-        let q = TensorRef::new(&self.q, [1, HEADS, ROWS, d]).expect("Q");
-        let [k, v] = [&self.k, &self.v].map(|t| TensorRef::new(t, [1, HEADS, self.keys, d]).expect("keys"));
+        let (d, heads) = (self.head_dim, self.heads);
+        let q = TensorRef::new(&self.q, [1, heads, ROWS, d]).expect("Q");
+        let [k, v] =
+            [&self.k, &self.v].map(|t| TensorRef::new(t, [1, self.kv_heads, self.keys, d]).expect("keys"));
         let mut attention = Attention::new(part(q, first, first + rows), part(k, 0, keys), part(v, 0, keys));
         attention.config.causal = causal;
         attention.config.softcap = (d == 16).then_some(3.0);
         let [a, b, c, e] = &self.adapter;
         let adapter = Adapter {
-            down_weight: TensorRef::new(a, [HEADS, d, RANK]).expect("down weight"),
-            down_bias: TensorRef::new(b, [HEADS, RANK]).expect("down bias"),
-            up_weight: TensorRef::new(c, [HEADS, RANK, d]).expect("up weight"),
-            up_bias: TensorRef::new(e, [HEADS, d]).expect("up bias"),
+            down_weight: TensorRef::new(a, [heads, d, RANK]).expect("down weight"),
+            down_bias: TensorRef::new(b, [heads, RANK]).expect("down bias"),
+            up_weight: TensorRef::new(c, [heads, RANK, d]).expect("up weight"),
+            up_bias: TensorRef::new(e, [heads, d]).expect("up bias"),
             activation: Activation::Tanh,
         };
         attention.inducer = Some(Inducer::new(VirtualKey::Residual(adapter), VirtualValue::Direct(adapter)));
         let problem = attention.validate().expect("a valid problem");
-        let mut o = vec![T::zeroed(); HEADS * rows * d];
-        let mut lse = vec![0f32; HEADS * rows];
+        let mut o = vec![T::zeroed(); heads * rows * d];
+        let mut lse = vec![0f32; heads * rows];
         let outputs = Outputs::with_lse(
-            TensorMut::new(&mut o, [1, HEADS, rows, d]).expect("O"),
-            TensorMut::new(&mut lse, [1, HEADS, rows]).expect("lse"),
+            TensorMut::new(&mut o, [1, heads, rows, d]).expect("O"),
+            TensorMut::new(&mut lse, [1, heads, rows]).expect("lse"),
         );
         let engine = Engine::with(set).expect("an instruction set that is there");
         let mut workspace = Workspace::with_bytes(engine.forward_workspace(&problem));
@@ -87,14 +91,14 @@ impl<T: Element> World<T> {
     }
 
     fn check(&self, set: InstructionSet, causal: bool) {
-        let (d, keys) = (self.head_dim, self.keys);
+        let (d, heads, keys) = (self.head_dim, self.heads, self.keys);
         let (all_o, all_lse) = self.run(set, 0, ROWS, keys, causal);
         for rows in [1, 2, 3, 5, 8] {
             for first in [0, 10, ROWS - rows] {
                 // The last of these rows sees as many keys.
                 let seen = if causal { (keys + first + rows).saturating_sub(ROWS) } else { keys };
                 let (o, lse) = self.run(set, first, rows, seen, causal);
-                for (head, row) in (0..HEADS).flat_map(|head| (0..rows).map(move |row| (head, row))) {
+                for (head, row) in (0..heads).flat_map(|head| (0..rows).map(move |row| (head, row))) {
                     let (one, all) = (head * rows + row, head * ROWS + first + row);
                     let context = format!(
                         "{set:?}, d {d}, {keys} keys, causal {causal}, row {row} of {rows} from {first}"
@@ -124,10 +128,13 @@ fn a_row_does_not_depend_on_those_that_are_computed_with_it() {
         for head_dim in [1, 7, 8, 16, 40, 64, 128, 256] {
             for keys in [1, 5, 127, 300] {
                 for causal in [false, true] {
-                    World::<f32>::new(keys, head_dim, |x| x).check(set, causal);
-                    if head_dim == 64 {
-                        World::new(keys, head_dim, f16::from_f32).check(set, causal);
-                        World::new(keys, head_dim, bf16::from_f32).check(set, causal);
+                    // Each head its own keys, and groups that share them, of as many heads as a vector has lanes and of more.
+                    for heads in [[2, 2], [6, 2], [8, 1], [20, 1]] {
+                        World::<f32>::new(heads, keys, head_dim, |x| x).check(set, causal);
+                        if head_dim == 64 {
+                            World::new(heads, keys, head_dim, f16::from_f32).check(set, causal);
+                            World::new(heads, keys, head_dim, bf16::from_f32).check(set, causal);
+                        }
                     }
                 }
             }

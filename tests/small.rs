@@ -73,3 +73,24 @@ fn padding_window_and_softcap() {
     case.config.softcap = Some(5.0);
     check(&case);
 }
+
+/// As where a model generates text: heads that share keys are computed together.
+#[test]
+fn one_row_of_heads_that_share_keys() {
+    let keys = [KeyCase::Residual { rank: 2 }, KeyCase::LogitPerHead, KeyCase::LogitPerToken];
+    let values = [ValueCase::Zero, ValueCase::Direct { rank: 3 }, ValueCase::Extended { rank: 3 }];
+    for (i, (key, value)) in keys.into_iter().zip(values).enumerate() {
+        for group in [3, 11] {
+            let inducer = Some(InducerCase::new(key, value));
+            let lengths = LengthsCase::Padded {
+                query_lengths: Some(vec![1, 0]),
+                key_lengths: Some(vec![9, 4]),
+                key_starts: Some(vec![2, 0]),
+            };
+            let lengths = if i == 1 { lengths } else { LengthsCase::Full };
+            let prefix = (i == 2).then_some(3);
+            let sizes = Case { batch: 2, rows: 1, keys: 9, head_dim: 16, group, kv_heads: 2, ..small() };
+            check(&Case { inducer, lengths, prefix, saves_attention: i == 0, ..sizes });
+        }
+    }
+}

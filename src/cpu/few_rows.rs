@@ -25,10 +25,14 @@ pub(super) struct FewRows {
 }
 
 impl FewRows {
+    /// Whether tiles of few rows of this problem are computed so.
+    pub(super) fn serve(problem: &Problem<'_>, kernels: &Kernels) -> bool {
+        problem.head_dim().is_multiple_of(kernels.lanes) && Products::of(problem, kernels) == Products::F32
+    }
+
     pub(super) fn carve(problem: &Problem<'_>, kernels: &Kernels, carver: &mut Carver) -> Option<Self> {
         let head_dim = problem.head_dim();
-        let whole = head_dim.is_multiple_of(kernels.lanes) && Products::of(problem, kernels) == Products::F32;
-        whole.then(|| Self {
+        Self::serve(problem, kernels).then(|| Self {
             head_dim,
             scores: carver.floats(kernels.lanes * Tiling::forward(kernels).keys),
             o: carver.floats(kernels.lanes * head_dim),
@@ -139,7 +143,7 @@ impl FewRows {
         unsafe {
             if let Some(visible) = hidden {
                 if !first {
-                    self.transposed(k, rows, ot);
+                    self.transposed(k, 0, rows, ot);
                 }
                 let by_lanes =
                     Gemm { m: d, n: k.lanes, b: s, b_row: k.lanes, c: ot, c_row: k.lanes, ..product };
@@ -155,14 +159,14 @@ impl FewRows {
         }
     }
 
-    /// Oᵀ as `[d][lanes]`.
+    /// Rows of O from `first` on, transposed: `[d][lanes]`.
     ///
     /// # Safety
-    /// `ot` has room for it.
-    pub(super) unsafe fn transposed(self, k: &Kernels, rows: usize, ot: *mut f32) {
+    /// These are a vector's rows at most, and `ot` has room for them.
+    pub(super) unsafe fn transposed(self, k: &Kernels, first: usize, rows: usize, ot: *mut f32) {
         let o = self.o_rows();
-        let natural = Rows { ptr: o.ptr.cast_const(), stride: o.stride, dtype: o.dtype };
-        // SAFETY: the caller's promise; O has `rows` rows.
+        let natural = Rows { ptr: o.ptr.cast_const(), stride: o.stride, dtype: o.dtype }.from(first);
+        // SAFETY: the caller's promise.
         unsafe { moves::load_transposed(k, natural, rows, self.head_dim, ot, k.lanes) };
     }
 }

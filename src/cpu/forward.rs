@@ -20,6 +20,9 @@ use crate::attention::Problem;
 use crate::call::Forward;
 use crate::tensor::{DType, TensorMut};
 
+/// Lanes of the widest vector.
+const MOST_LANES: usize = 16;
+
 /// What a forward call needs to know and where its scratch lies.
 pub(super) struct ForwardPlan<'c, 'p, 'a> {
     kernels: &'static Kernels,
@@ -108,23 +111,45 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         let problem = self.problem;
         // SAFETY: the slots were carved for this problem, and no task runs yet.
         unsafe { self.slots.pack(problem) };
+        let together = self.heads_together();
         let tile_rows = Tiling::forward(self.kernels).queries;
         let tiles = problem.rows().div_ceil(tile_rows);
-        let heads = problem.query_heads();
+        // Of the query heads that have a key head in common.
+        let parts = problem.group_size().div_ceil(together);
+        let heads = problem.query_heads() / problem.group_size() * parts;
         (0..problem.batch() * heads * tiles).into_par_iter().for_each(|task| {
             let (batch, rest) = (task / (heads * tiles), task % (heads * tiles));
-            let (head, tile) = (rest / tiles, rest % tiles);
+            let (part, tile) = (rest / tiles, rest % tiles);
+            let first = part / parts * problem.group_size() + part % parts * together;
+            let count = together.min(problem.group_size() - part % parts * together);
             let start = tile * tile_rows;
             let end = (start + tile_rows).min(problem.rows());
             let thread = rayon::current_thread_index().unwrap_or(0);
             let scratch = self.thread_scratch(thread);
-            let covered = for_each_segment(problem, batch, head, (start, end), |segment| {
+            let covered = for_each_segment(problem, batch, first, (start, end), |segment| {
                 // SAFETY: a pool's threads have distinct indices, and a task runs on one thread from beginning to end
                 // (it starts no further tasks), so that no one else uses this scratch. Tasks write disjoint rows.
-                unsafe { self.run_segment(&scratch, &segment) };
+                unsafe {
+                    if count > 1 {
+                        self.run_heads(&scratch, &segment, count);
+                    } else {
+                        self.run_segment(&scratch, &segment);
+                    }
+                }
             });
-            self.fill_padding(batch, head, covered, end);
+            for head in first..first + count {
+                self.fill_padding(batch, head, covered, end);
+            }
         });
+    }
+
+    /// How many query heads share a task, and with it one reading of K and V: those of a group where each has one row, and no more than
+    /// a vector has lanes. What differs from head to head within a tile of scores keeps them apart.
+    fn heads_together(&self) -> usize {
+        let (problem, a) = (self.problem, self.problem.attention());
+        let alike = a.alibi_slopes.is_none() && a.config.dropout.is_none();
+        let one_row = problem.rows() == 1 && FewRows::serve(problem, self.kernels);
+        if alike && one_row { problem.group_size().min(self.kernels.lanes) } else { 1 }
     }
 
     fn thread_scratch(&self, thread: usize) -> ThreadScratch {
@@ -165,42 +190,126 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
         let (k, problem, d) = (self.kernels, self.problem, self.problem.head_dim());
         let lanes = segment.rows.next_multiple_of(k.lanes);
         let v = &scratch.lanes;
-        let a = problem.attention();
         let (qt, ot) = (scratch.qt.at(0), scratch.ot.at(0));
-        let q = segment_rows(&a.q, segment);
+        let q = segment_rows(&problem.attention().q, segment);
         // SAFETY: scratch was carved for these sizes, rows come from validated views; the table's instruction set is there.
         unsafe {
-            v.set_rows(segment, lanes);
             moves::load_transposed(k, q, segment.rows, d, qt, lanes);
             if self.slots.shape.is_some() {
                 v.set_inducer(problem, segment, lanes);
                 self.inducer_products(scratch, segment.head, lanes);
             }
+            let any = self.run_tiles(scratch, segment, q, segment.rows, lanes);
+            if let Some(few) = scratch.few_rows(k, lanes).filter(|_| any) {
+                few.transposed(k, 0, segment.rows, ot);
+            }
+            self.normalise(scratch, lanes, any);
+            self.finish_segment(scratch, segment, lanes);
+        }
+    }
+
+    /// The same for the only row of `heads` query heads, the segment's and those behind it, which read the same keys.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment), for all of these heads.
+    unsafe fn run_heads(&self, scratch: &ThreadScratch, segment: &Segment, heads: usize) {
+        let (k, problem, d) = (self.kernels, self.problem, self.problem.head_dim());
+        let lanes = k.lanes;
+        let v = &scratch.lanes;
+        let a = problem.attention();
+        let (qt, ot) = (scratch.qt.at(0), scratch.ot.at(0));
+        let few = scratch.few_rows.expect("heads are taken together where it is there");
+        // Rows are heads.
+        let q = Rows { stride: a.q.stride_bytes(1), ..segment_rows(&a.q, segment) };
+        // SAFETY: as in `run_segment`.
+        unsafe {
+            moves::load_transposed(k, q, heads, d, qt, lanes);
+            let any = self.run_tiles(scratch, segment, q, heads, lanes);
+            (k.softmax_finish)(v.max(), v.sum(), lanes, v.inverse(), v.lse());
+            // From here on each head is alone, in the first lane.
+            let (mut inverse, mut lse) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
+            for head in 0..heads {
+                (inverse[head], lse[head]) = (*v.inverse().add(head), *v.lse().add(head));
+            }
+            for head in 0..heads {
+                let segment = Segment { head: segment.head + head, ..*segment };
+                moves::load_transposed(k, segment_rows(&a.q, &segment), 1, d, qt, lanes);
+                if self.slots.shape.is_some() {
+                    v.set_inducer(problem, &segment, lanes);
+                    self.inducer_products(scratch, segment.head, lanes);
+                }
+                if any {
+                    few.transposed(k, head, 1, ot);
+                }
+                for lane in 0..lanes {
+                    (*v.inverse().add(lane), *v.lse().add(lane)) = (inverse[head], lse[head]);
+                }
+                self.scale(scratch, lanes, any);
+                self.finish_segment(scratch, &segment, lanes);
+            }
+        }
+    }
+
+    /// All tiles of keys for `rows` rows at `q`, which see what the segment's rows see. Returns whether there was one.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment), with Qᵀ in place.
+    unsafe fn run_tiles(
+        &self,
+        scratch: &ThreadScratch,
+        segment: &Segment,
+        q: Rows,
+        rows: usize,
+        lanes: usize,
+    ) -> bool {
+        let (k, problem, v) = (self.kernels, self.problem, &scratch.lanes);
+        // SAFETY: the caller's promise.
+        unsafe {
+            v.set_rows(segment, lanes);
             for lane in 0..lanes {
                 *v.max().add(lane) = f32::NEG_INFINITY;
                 *v.sum().add(lane) = 0.0;
             }
-            let scale = self.prepare_queries(scratch, q, segment.rows, lanes);
+            let scale = self.prepare_queries(scratch, q, rows, lanes);
             let mut first = true;
             let sources = [KeySource::prefix(problem, segment), KeySource::keys(problem, segment)];
+            let tile = Segment { rows, ..*segment };
             for source in sources.into_iter().flatten() {
                 for (from, to, masked) in source.tiles(Tiling::forward(k).keys) {
-                    self.run_tile(scratch, segment, &source, (from, to), masked, scale, lanes, first);
+                    self.run_tile(scratch, &tile, &source, (from, to), masked, scale, lanes, first);
                     first = false;
                 }
             }
-            if let Some(few) = scratch.few_rows(k, lanes).filter(|_| !first) {
-                few.transposed(k, segment.rows, ot);
-            }
+            !first
+        }
+    }
+
+    /// lse, and attnᵀ from what was summed up in Oᵀ.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment).
+    unsafe fn normalise(&self, scratch: &ThreadScratch, lanes: usize, any: bool) {
+        let (k, v) = (self.kernels, &scratch.lanes);
+        // SAFETY: the caller's promise.
+        unsafe {
             (k.softmax_finish)(v.max(), v.sum(), lanes, v.inverse(), v.lse());
-            if first {
-                for c in 0..d {
-                    std::slice::from_raw_parts_mut(ot.add(c * lanes), lanes).fill(0.0);
-                }
+            self.scale(scratch, lanes, any);
+        }
+    }
+
+    /// Oᵀ over the sums; 0 if there were no keys at all.
+    ///
+    /// # Safety
+    /// As for [`run_segment`](Self::run_segment).
+    unsafe fn scale(&self, scratch: &ThreadScratch, lanes: usize, any: bool) {
+        let (k, d, ot) = (self.kernels, self.problem.head_dim(), scratch.ot.at(0));
+        // SAFETY: the caller's promise.
+        unsafe {
+            if any {
+                (k.scale_lanes)(ot, d, lanes, scratch.lanes.inverse());
             } else {
-                (k.scale_lanes)(ot, d, lanes, v.inverse());
+                std::slice::from_raw_parts_mut(ot, d * lanes).fill(0.0);
             }
-            self.finish_segment(scratch, segment, lanes);
         }
     }
 
