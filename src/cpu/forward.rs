@@ -110,7 +110,7 @@ impl<'c, 'p, 'a> ForwardPlan<'c, 'p, 'a> {
     pub(super) fn run(&self) {
         let problem = self.problem;
         // SAFETY: the slots were carved for this problem, and no task runs yet.
-        unsafe { self.slots.pack(problem) };
+        unsafe { self.slots.pack(self.kernels, problem) };
         let together = self.heads_together();
         let tile_rows = Tiling::forward(self.kernels).queries;
         let tiles = problem.rows().div_ceil(tile_rows);

@@ -3,7 +3,11 @@
 //! The key slot `[A_kᵀ (r_k); B_k (r_k); b_k (1); A_vᵀ (r_v)]` takes part in the products with Q like keys do, the value
 //! slot `[B_v (r_v); b_v (1)]` in those that make O like values do.
 
+use rayon::prelude::*;
+
 use super::kernels::inducer::{Score, Value};
+use super::moves::{self, Rows};
+use super::simd::Kernels;
 use super::workspace::{Carver, Floats};
 use crate::attention::Problem;
 use crate::inducer::{Activation, Adapter, DownProjection, VirtualKey, VirtualValue};
@@ -124,18 +128,18 @@ impl Slots {
     ///
     /// # Safety
     /// The slots were carved for this problem, and nothing else uses them meanwhile.
-    pub(super) unsafe fn pack(&self, problem: &Problem<'_>) {
+    pub(super) unsafe fn pack(&self, k: &Kernels, problem: &Problem<'_>) {
         let Some(inducer) = problem.attention().inducer else { return };
         let (s, d) = (&self.shape, self.shape.head_dim);
-        for head in 0..problem.query_heads() {
+        (0..problem.query_heads()).into_par_iter().for_each(|head| {
             let to = self.head(head);
             // SAFETY: a head's slots have the rows that are written here: `carve` counted them with the same shape.
             unsafe {
                 if let VirtualKey::Residual(Adapter { down_weight, down_bias, up_weight, up_bias, .. }) =
                     inducer.key
                 {
-                    transpose(down_weight, head, to.key);
-                    copy(up_weight, head, to.key.add(s.key_rank * d));
+                    transpose(k, down_weight, head, to.key);
+                    copy(k, up_weight, head, to.key.add(s.key_rank * d));
                     vector(up_bias, head, to.key.add(2 * s.key_rank * d));
                     vector(down_bias, head, to.key_bias);
                 }
@@ -143,39 +147,52 @@ impl Slots {
                 match inducer.value {
                     VirtualValue::Zero => {}
                     VirtualValue::Residual(a) | VirtualValue::Direct(a) => {
-                        transpose(a.down_weight, head, down_rows);
+                        transpose(k, a.down_weight, head, down_rows);
                         vector(a.down_bias, head, to.value_bias);
-                        copy(a.up_weight, head, to.value);
+                        copy(k, a.up_weight, head, to.value);
                         vector(a.up_bias, head, to.value.add(s.value_rank * d));
                     }
                     VirtualValue::Extended(DownProjection { down_weight, down_bias, .. }) => {
-                        transpose(down_weight, head, down_rows);
+                        transpose(k, down_weight, head, down_rows);
                         vector(down_bias, head, to.value_bias);
                     }
                 }
+            }
+        });
+    }
+}
+
+/// The rows of one head.
+fn rows_of(t: &TensorRef<'_, 3>, head: usize) -> Rows {
+    Rows { ptr: t.at([head, 0, 0]), stride: t.stride_bytes(1), dtype: t.dtype() }
+}
+
+/// `[r, c]` of one head as `[c, r]`.
+unsafe fn transpose(k: &Kernels, t: TensorRef<'_, 3>, head: usize, to: *mut f32) {
+    let [_, rows, cols] = t.shape();
+    // SAFETY: `to` holds rows·cols floats; rows of adapters are contiguous.
+    unsafe {
+        if rows.is_multiple_of(k.lanes) {
+            moves::load_transposed(k, rows_of(&t, head), rows, cols, to, rows);
+        } else {
+            for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                *to.add(j * rows + i) = t.get([head, i, j]);
             }
         }
     }
 }
 
-/// `[r, c]` of one head as `[c, r]`.
-unsafe fn transpose(t: TensorRef<'_, 3>, head: usize, to: *mut f32) {
-    let [_, rows, cols] = t.shape();
-    for i in 0..rows {
-        for j in 0..cols {
-            // SAFETY: `to` holds rows·cols floats.
-            unsafe { *to.add(j * rows + i) = t.get([head, i, j]) };
-        }
-    }
-}
-
 /// `[r, c]` of one head.
-unsafe fn copy(t: TensorRef<'_, 3>, head: usize, to: *mut f32) {
+unsafe fn copy(k: &Kernels, t: TensorRef<'_, 3>, head: usize, to: *mut f32) {
     let [_, rows, cols] = t.shape();
-    for i in 0..rows {
-        for j in 0..cols {
-            // SAFETY: `to` holds rows·cols floats.
-            unsafe { *to.add(i * cols + j) = t.get([head, i, j]) };
+    // SAFETY: `to` holds rows·cols floats; rows of adapters are contiguous.
+    unsafe {
+        if cols.is_multiple_of(k.lanes) {
+            moves::widen(k, rows_of(&t, head), rows, cols, to, cols);
+        } else {
+            for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                *to.add(i * cols + j) = t.get([head, i, j]);
+            }
         }
     }
 }

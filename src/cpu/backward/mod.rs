@@ -270,7 +270,7 @@ impl<'c, 'p, 'a> BackwardPlan<'c, 'p, 'a> {
     pub(super) fn run(&self) {
         // SAFETY: carved for this problem, and no task runs yet.
         unsafe {
-            self.slots.pack(self.problem);
+            self.slots.pack(self.kernels, self.problem);
             self.partials.clear();
         }
         self.clear_outputs();
