@@ -85,7 +85,8 @@ fn compile(out: &Path) -> Result<(), String> {
         let is_kernel = source.extension().is_some_and(|e| e == "cu");
         command.args(if is_kernel { KERNEL_FLAGS.as_slice() } else { EMULATOR_FLAGS.as_slice() });
         let mut hash = DefaultHasher::new();
-        format!("{command:?}").hash(&mut hash);
+        // Not the command as a whole: its environment names this build's own folder.
+        (command.get_program(), command.get_args().collect::<Vec<_>>()).hash(&mut hash);
         version.stdout.hash(&mut hash);
         for file in includes::closure(&source, Path::new("no folder is left out")) {
             println!("cargo::rerun-if-changed={}", file.display());
@@ -95,7 +96,6 @@ fn compile(out: &Path) -> Result<(), String> {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
         let object = out.join(format!("{stem}-{:016x}.o", hash.finish()));
         let mut made = others.iter().map(|folder| folder.join(object.file_name().unwrap_or_default()));
-
         if object.is_file() {
             // Of an earlier build.
         } else if let Some(made) = made.find(|path| path.is_file()) {
