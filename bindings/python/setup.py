@@ -19,7 +19,7 @@ class BuildWithLibrary(build_py):
 
     def run(self):
         super().run()
-        library = cargo_build()
+        library = cargo_build("cuda")
         folder = FOLDER if self.editable_mode else pathlib.Path(self.build_lib)
         shutil.copy2(library, folder / "inducer_attention" / library.name)
 

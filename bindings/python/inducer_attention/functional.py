@@ -127,8 +127,8 @@ def inducer_attention(
             if t.device.type == "cpu":
                 _expect_fits(name, t, q.shape[-2], k.shape[-2])
         settings |= {
-            "max_seqlen_q": _longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
-            "max_seqlen_k": _longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
+            "max_seqlen_q": _longest("max_seqlen_q", max_seqlen_q, lists.get("cu_seqlens_q")),
+            "max_seqlen_k": _longest("max_seqlen_k", max_seqlen_k, lists.get("cu_seqlens_k")),
         }
         # A copy from pinned memory may still be under way when its owner writes to it again; one of any other is not.
         lists = {name: (t.clone() if t.is_pinned() else t).to(device, non_blocking=True) for name, t in lists.items()}
@@ -208,8 +208,6 @@ def _longest(name, given, boundaries):
         given = number
     if boundaries is None:
         return 0
-    if not isinstance(boundaries, torch.Tensor):
-        boundaries = torch.as_tensor(boundaries, device="cpu")
     longest = 0
     if boundaries.device.type == "cpu" and boundaries.numel() > 1:
         longest = max(int(boundaries.diff().max()), 1)
@@ -225,7 +223,7 @@ def _on(device, name, tensor):
 
 
 # Rows of these are copied sixteen bytes at a time on a GPU.
-_COPIED = ("q", "k", "v", "prefix_k", "prefix_v", "d_o", "o", "attn")
+_COPIED = ("q", "k", "v", "prefix_k", "prefix_v", "d_o")
 
 
 def _readable(name, tensor, device, row_bytes):
