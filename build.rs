@@ -22,7 +22,7 @@ mod nvcc;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 #[path = "build/pool.rs"]
 mod pool;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "emulator"))]
 #[path = "build/probes.rs"]
 mod probes;
 
@@ -37,7 +37,8 @@ fn main() {
     kernel_list::generate();
     #[cfg(feature = "cuda")]
     fatbins::build();
-    #[cfg(feature = "cuda")]
+    // For tests, which have both features.
+    #[cfg(all(feature = "cuda", feature = "emulator"))]
     probes::build();
     #[cfg(feature = "emulator")]
     emulator::build();
