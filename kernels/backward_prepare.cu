@@ -112,7 +112,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         char* to = stages + place * Tile::kStageBytes;
         if (task.staged[place] != name) {
             sync_threads();     // whoever read the last one is done
-            stage_adapter<RowTile<T, D>, Threads, 2>(to, is_value ? p.value : p.key, head, rank, p.head_dim);
+            stage_adapter<RowTile<T, D>, Threads, 2>(to, is_value ? p.value : p.key, head, rank, p.head_dim, static_cast<int>(thread_index()));
             if (thread_index() == 0) task.staged[place] = name;
             sync_threads();
         }

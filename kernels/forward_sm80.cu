@@ -85,7 +85,7 @@ DEVICE void add_virtual_token(float (&o)[MT][OT][4], const float (&lse)[MT][2], 
                 NO_UNROLL
                 for (int which = pass; which <= last; ++which) {
                     stage_adapter<RowTile<T, D>, Threads, 4>(stage_of(which), which == 0 ? p.key : p.value, task.head, rank,
-                                                             p.head_dim);
+                                                             p.head_dim, static_cast<int>(thread_index()));
                 }
                 value_is_staged = value_is_staged || with_value;
                 sync_threads();

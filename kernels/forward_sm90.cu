@@ -2,35 +2,40 @@
 // warpgroups, and copies by warps that do nothing else.
 //
 // A task is one tile of queries in one head of one sequence. A multiprocessor has one block at a time; where tasks are alike it stays
-// and takes one after the other, where they are not, each has a block (src/cuda/plan/forward.rs). Its first warpgroup, the producer,
-// fills a ring of four slots; the others, the consumers, own 64 rows each and empty it:
+// and takes one after the other, where they are not, each has a block (src/cuda/plan/forward.rs). Its first warpgroup serves the others,
+// the consumers, which own 64 rows each: two of its warps fetch keys and values into a ring of four slots, the other two prepare the
+// virtual token meanwhile.
 //
-//     producer                               consumers
-//     K 0, Q           ──► slots ──►         S = Q K₀ᵀ, softmax
-//     K 1, V 0         ──►       ──►         S' = Q K₁ᵀ and O += P V₀ under way together; softmax of S' meanwhile
-//     …                                      …
-//     V of the last    ──►       ──►         O += P V
-//     adapters of the virtual token ──►      lse is known: O /= sum;  u, W → s0 → λ;  h;  O += λ h B + λ b
-//     K 0 of the next task, Q                O is written
+//     fetch                  consumers                                       virtual token
+//     K 0, Q      ──► slots  S = Q K₀ᵀ, softmax                              Q ──► u, W → s0
+//     K 1, V 0    ──►        S' = Q K₁ᵀ and O += P V₀ under way together;          h
+//                            softmax of S' meanwhile                               │
+//     …                      …                                                     │
+//     V of the last ──►      O += P V                                              │
+//     K 0 of the next        lse is known: O /= sum;  s0 → λ;  O += λ h B + λ b  ◄─┘
+//     task, Q                O is written
 //
-// The virtual token is more turns of the same ring: the producer stages a chunk of an adapter (16 ranks, core/inducer.cuh) in a slot
-// while the consumers are still busy with keys; A and B lie there as rows that look like keys and values, and are multiplied like them.
+// All of the virtual token that does not ask for lse is done while the consumers are busy with keys: s0 of the rows, and h, which lies
+// where the consumers' registers want it. B is staged (16 ranks at a time, core/inducer.cuh) and multiplied like values. With more ranks,
+// h and B come chunk by chunk.
 //
 // Tiles that ask for more than a softmax (masked ones; all of them with softcap, ALiBi or dropout) are taken one by one: S, softmax,
-// O += P V, and another warpgroup's products have the tensor cores meanwhile. `is_plain` says which; producer and consumers ask it
-// alike, since it decides in which order K and V come.
+// O += P V, and another warpgroup's products have the tensor cores meanwhile. `is_plain` says which; those who fetch and consumers ask
+// it alike, since it decides in which order K and V come.
 //
-// Each slot has two barriers: `full`, which the producer's warps arrive at, and `empty`, which the consumers' warps do. Use i of the
+// Each slot has two barriers: `full`, which the warps that fetch arrive at, and `empty`, which the consumers' warps do. Use i of the
 // ring is use i / 4 of slot i % 4; the phase of its barriers follows from that. Q has two places (one at head_dim 256) with the same kind
-// of barriers: `query_full` also says that the task is laid down, `query_empty` that no consumer reads Q or the task any more. So a
-// warpgroup that is done goes on with the next task, and its products fill the time in which the other's have nothing to do. What a
-// producer writes is fenced for the asynchronous proxy, by which products read it, before it arrives.
+// of barriers: `query_full` also says that the task is laid down, `query_empty` that nobody reads Q or the task any more. So a
+// warpgroup that is done goes on with the next task, and its products fill the time in which the other's have nothing to do.
+// `virtual_full` and `virtual_empty` are those of s0, h and the stage. What products read is fenced for the asynchronous proxy, by which
+// they read it, before who wrote it arrives.
 //
-// A masked tile whose V holds a NaN or an infinity is poisoned: 0·NaN would reach rows that must not see it. The producer finds out,
-// and that product leaves hidden pairs out one by one (add_visible), with P in shared memory. Rare, and slow.
+// A masked tile whose V holds a NaN or an infinity is poisoned: 0·NaN would reach rows that must not see it. Those who fetch it find
+// out, and that product leaves hidden pairs out one by one (add_visible), with P in shared memory. Rare, and slow.
 //
-// Shared memory: Q [rows] once or twice, four slots of [keys], each of head_dim columns; for each consumers' warp P [16, keys], by way
-// of which O leaves as well; the softmax's sums; 227 KB for bf16 at head_dim 128.
+// Shared memory: Q [rows] once or twice, four slots of [keys], a stage of 32 rows, each of head_dim columns; h [rows, 16] and s0 [rows] in
+// f32; for each consumers' warp 16 rows of 64 columns (32 at head_dim 256), by way of which O leaves; the softmax's sums; 227 KB for bf16
+// at head_dim 128.
 //
 // The sums lie in shared memory for the sake of order: the assembler moves arithmetic behind a wait for products, where exponentials
 // would no longer be computed while O += P V is under way, but no store; and a sum is stored when all of them have been computed.
@@ -47,7 +52,11 @@ namespace inducer {
 
 constexpr int kSlots = 4;
 constexpr int kWarpgroupRows = 64;
-constexpr int kProducerBarrier = 1;     // of sync_some
+constexpr int kFetchWarps = 2, kTokenWarps = 2;
+constexpr int kFetchThreads = kFetchWarps * 32, kTokenThreads = kTokenWarps * 32;
+static_assert(kFetchThreads + kTokenThreads == kWarpgroup);
+// Of sync_some.
+constexpr int kFetchBarrier = 1, kTokenBarrier = 2;
 
 // Behind the tiles in shared memory.
 template <int Keys>
@@ -55,7 +64,9 @@ struct ForwardState {
     ForwardTask<Keys> tasks[2];         // `rows` is 0 behind the last one
     MBarrier query_full[2], query_empty[2];
     MBarrier full[kSlots], empty[kSlots];
-    u32 not_finite[kSlots][4];          // what each of the producer's warps found in a masked V
+    MBarrier virtual_full, virtual_empty;
+    MBarrier turn[2];                       // of the warpgroups of consumers
+    u32 not_finite[kSlots][kFetchWarps];    // what each warp that fetches found in a masked V
 };
 constexpr int kStateBytes = 512;
 
@@ -64,19 +75,53 @@ struct HopperTile {
     static constexpr int kThreads = Warps * 32, kConsumers = Rows / kWarpgroupRows;
     static constexpr int kConsumerThreads = kConsumers * kWarpgroup;
     static constexpr int kScoreTiles = Keys / 8, kOutputTiles = D / 8;
+    // What of O, or of P, lies in a warp's part of shared memory at a time.
+    static constexpr int kPart = D > 128 ? 32 : 64;
     static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
     static constexpr int kSlotBytes = Keys * kRowBytes<T, D>;
-    static constexpr int kProbabilityBytes = Rows * Keys * static_cast<int>(sizeof(T));
+    static constexpr int kStageBytes = kStageRows * kRowBytes<T, D>;
+    static constexpr int kHiddenBytes = Rows * kChunk * 4, kLogitBytes = Rows * 4;
+    static constexpr int kScratchBytes = Rows * kRowBytes<T, kPart>;
     static constexpr int kSumBytes = kConsumerThreads * 2 * 4;
-    static constexpr int kOtherBytes = kSlots * kSlotBytes + kProbabilityBytes + kSumBytes + kStateBytes;
+    static constexpr int kOtherBytes =
+        kSlots * kSlotBytes + kStageBytes + kHiddenBytes + kLogitBytes + kScratchBytes + kSumBytes + kStateBytes;
     // Two places for Q if there is room: the next task's is there early, and whichever warpgroup is done first goes on with it.
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
-    // Registers of a thread: a block is launched with what all threads can have, then the producer leaves most of its own.
-    static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32, kConsumerRegisters = kConsumers == 2 ? 232 : 160;
-    static_assert(kThreads == kWarpgroup + kConsumerThreads && (kConsumers == 2 || kConsumers == 3));
-    static_assert(Keys >= kStageRows && sizeof(ForwardState<Keys>) <= kStateBytes);
-    static_assert(kSharedBytes <= kSharedOfHopper);
+    // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
+    static constexpr int kServerRegisters = 64, kConsumerRegisters = 224;
+    // Whether consumers take turns at the tensor cores.
+    static constexpr bool kTurns = D <= 128;
+    static_assert(kThreads == kWarpgroup + kConsumerThreads && kConsumers == 2);
+    static_assert(sizeof(ForwardState<Keys>) <= kStateBytes && kSharedBytes <= kSharedOfHopper);
+};
+
+// Where things lie; `number` is a task's, of this block's.
+template <class T, int D, int Rows, int Keys, int Warps>
+struct ForwardBlock {
+    using Tile = HopperTile<T, D, Rows, Keys, Warps>;
+
+    const ForwardParams& params;
+    char* memory;
+
+    DEVICE char* q_tile(i32 number) const { return memory + number % Tile::kQueries * Tile::kQueryBytes; }
+    DEVICE char* slot(int slot) const { return memory + Tile::kQueries * Tile::kQueryBytes + slot * Tile::kSlotBytes; }
+    DEVICE char* stage() const { return slot(kSlots); }
+    // Two pieces of `unit`s, of a warp's 16 rows: as an accumulator, one block of 8 ranks after the other.
+    DEVICE f32x4* hidden(int warp) const { return reinterpret_cast<f32x4*>(stage() + Tile::kStageBytes) + warp * 64; }
+    DEVICE float* logits() const { return reinterpret_cast<float*>(stage() + Tile::kStageBytes + Tile::kHiddenBytes); }
+    // A consumers' warp's.
+    DEVICE char* scratch(int warp) const {
+        return stage() + Tile::kStageBytes + Tile::kHiddenBytes + Tile::kLogitBytes + warp * 16 * kRowBytes<T, Tile::kPart>;
+    }
+    // A lane's two sums lie 32 from each other.
+    DEVICE float* sums(int warp) const {
+        return reinterpret_cast<float*>(memory + Tile::kSharedBytes - kStateBytes - Tile::kSumBytes) + warp * 64;
+    }
+    DEVICE ForwardState<Keys>& state() const {
+        return *reinterpret_cast<ForwardState<Keys>*>(memory + Tile::kSharedBytes - kStateBytes);
+    }
+    DEVICE ForwardTask<Keys>& task(i32 number) const { return state().tasks[number % 2]; }
 };
 
 // Whether a tile's scores are only scaled.
@@ -93,15 +138,6 @@ DEVICE TilePlace place_of(const ForwardParams& params, i32 index) {
     return {params.row_tiles - 1 - within / pairs, first + within % pairs};
 }
 
-// Ranks of the adapters, biases among them, that are staged for the virtual token: none where there is none.
-struct StagedRanks {
-    i32 key, value;
-
-    DEVICE explicit StagedRanks(const Problem& p)
-        : key(p.key_kind == kKeyNone || is_given(p) ? 0 : ranks_and_bias(p.key)),
-          value(p.key_kind == kKeyNone ? 0 : ranks_and_bias(p.value)) {}
-};
-
 // Which of `Places` places use `use` is of, and the parity of that place's phase.
 template <int Places>
 struct Turn {
@@ -111,17 +147,16 @@ struct Turn {
     DEVICE u32 parity() const { return static_cast<u32>(use / Places % 2); }
 };
 
-// ---- The producer --------------------------------------------------------------------------------------------------------
+// ---- Fetching ------------------------------------------------------------------------------------------------------------
 
 template <class T, int D, int Rows, int Keys, int Warps>
-struct Producer {
+struct Fetcher {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
 
     const ForwardParams& params;
-    ForwardState<Keys>& state;
-    char *q_tile, *slots;
     Turn<kSlots> place;
-    i32 number = 0;         // of the task, of this block's
+    i32 number = 0;         // of the task
+    static constexpr int kCopies = 16;
     // Whose copies are under way, and whether they are to be searched: a slot, Q, or nothing.
     static constexpr int kNothing = -2, kQuery = -1;
     int pending = kNothing;
@@ -129,19 +164,22 @@ struct Producer {
 
     // Read anew: what is computed from it is cheap, and registers are few.
     static DEVICE int thread() { return static_cast<int>(thread_index_anew()); }
-    DEVICE ForwardTask<Keys>& task() { return state.tasks[number % 2]; }
+    // Addresses are computed anew where they are needed.
+    DEVICE ForwardBlock<T, D, Rows, Keys, Warps> block() const { return {params, shared_memory_of_warpgroups() + zero_anew()}; }
+    DEVICE ForwardState<Keys>& state() const { return block().state(); }
+    DEVICE ForwardTask<Keys>& task() const { return block().task(number); }
     DEVICE Turn<Tile::kQueries> query() const { return {number}; }
 
-    // The copies that are under way are done, but those begun `Later`: tells the consumers.
+    // The copies that are under way are done, but those begun `Later`: tells who waits for them.
     template <int Later>
     DEVICE void deliver() {
         copy_wait<Later>();
         if (pending == kNothing) return;
         if (pending_search) {
-            const bool found = warp_any(own_atoms_not_finite<T, D, Keys, kWarpgroup>(slots + pending * Tile::kSlotBytes, thread()));
-            if (thread() % 32 == 0) state.not_finite[pending][thread() / 32] = found;
+            const bool found = warp_any(own_atoms_not_finite<T, D, Keys, kFetchThreads>(block().slot(pending), thread()));
+            if (thread() % 32 == 0) state().not_finite[pending][thread() / 32] = found;
         }
-        announce(pending == kQuery ? state.query_full[query().slot()] : state.full[pending]);
+        announce(pending == kQuery ? state().query_full[query().slot()] : state().full[pending]);
         pending = kNothing;
     }
 
@@ -151,20 +189,15 @@ struct Producer {
         if (thread() % 32 == 0) mbarrier_arrive(barrier);
     }
 
-    // Waits until the next slot is free.
-    DEVICE char* begin_turn() {
-        mbarrier_wait(state.empty[place.slot()], place.parity() ^ 1);
-        return slots + place.slot() * Tile::kSlotBytes;
-    }
-
     // Waits until the task's place for Q is free, as the first ones are.
-    DEVICE void wait_for_query() { mbarrier_wait(state.query_empty[query().slot()], query().parity() ^ 1); }
+    DEVICE void wait_for_query() { mbarrier_wait(state().query_empty[query().slot()], query().parity() ^ 1); }
 
     DEVICE void load_query() {
         if (Tile::kQueries == 1) wait_for_query();
+        const Tensor& q = params.problem.q;
         const Sequence& s = task().sequence;
-        const T* rows = row_address<const T>(params.problem.q, s.batch, task().head, static_cast<i64>(s.row_base) + task().row);
-        load_atoms<T, D, Rows, kWarpgroup>(q_tile + query().slot() * Tile::kQueryBytes, rows, params.problem.q.row, 0, task().rows, params.problem.head_dim, thread());
+        const T* rows = row_address<const T>(q, s.batch, task().head, static_cast<i64>(s.row_base) + task().row);
+        load_atoms<T, D, Rows, kFetchThreads, kCopies>(block().q_tile(number), rows, q.row, 0, task().rows, params.problem.head_dim, thread());
         copy_commit();
         deliver<1>();
         pending = kQuery;
@@ -175,36 +208,20 @@ struct Producer {
     DEVICE void load_keys(bool is_value, i32 tile) {
         const Problem& p = params.problem;
         const KeyTiles<Keys>& tiles = task().tiles;
-        char* to = begin_turn();
+        mbarrier_wait(state().empty[place.slot()], place.parity() ^ 1);
         const bool is_prefix = tiles.is_prefix(tile);
         const i32 first = tiles.first_key(tile);
         const i32 begin = is_prefix ? 0 : tiles.some_first - first;
         const i32 end = (is_prefix ? p.prefix_len : tiles.some_end) - first;
         const i64 stride = is_prefix ? (is_value ? p.prefix_v.row : p.prefix_k.row) : (is_value ? p.v.row : p.k.row);
         const void* keys = is_prefix ? (is_value ? task().prefix_v : task().prefix_k) : (is_value ? task().v : task().k);
-        load_atoms<T, D, Keys, kWarpgroup>(to, static_cast<const T*>(keys) + first * stride, stride, begin, end, p.head_dim, thread());
+        load_atoms<T, D, Keys, kFetchThreads, kCopies>(block().slot(place.slot()), static_cast<const T*>(keys) + first * stride, stride, begin, end,
+                                              p.head_dim, thread());
         copy_commit();
         deliver<1>();
         pending = place.slot();
         pending_search = is_value && tiles.is_masked(p, tile);
         ++place.use;
-    }
-
-    // Turns with all chunks of the adapters, the key's first.
-    DEVICE void stage_adapters() {
-        const Problem& p = params.problem;
-        const StagedRanks ranks(p);
-        NO_UNROLL
-        for (int which = 0; which < 2; ++which) {
-            const i32 end = which == 0 ? ranks.key : ranks.value;
-            NO_UNROLL
-            for (i32 rank = 0; rank < end; rank += kChunk) {
-                stage_adapter<AtomTile<T, D>, kWarpgroup, 2>(begin_turn(), which == 0 ? p.key : p.value, task().head, rank,
-                                                             p.head_dim);
-                announce(state.full[place.slot()]);
-                ++place.use;
-            }
-        }
     }
 
     // All turns of a task that is laid down.
@@ -224,7 +241,6 @@ struct Producer {
             if (value >= tiles) break;
         }
         deliver<0>();
-        stage_adapters();
     }
 
     DEVICE void run() {
@@ -233,17 +249,168 @@ struct Producer {
         for (i32 round = 0;; ++round) {
             const i64 index = static_cast<i64>(round) * params.blocks + static_cast<i32>(block_x());
             if (index >= all) break;
-            // The task's place is that of the one before the last, which the consumers are done with when they are with its Q.
+            // The task's place is that of the one before the last, which the others are done with when they are with its Q.
             if (Tile::kQueries == 2) wait_for_query();
-            if (!begin_task<T, Rows, kWarpgroup>(task(), params, place_of(params, static_cast<i32>(index)), thread())) continue;
-            sync_some<kWarpgroup>(kProducerBarrier);
+            if (!begin_task<T, Rows, kFetchThreads>(task(), params, place_of(params, static_cast<i32>(index)), thread())) continue;
+            sync_some<kFetchThreads>(kFetchBarrier);
             run_task();
             ++number;
         }
         // Behind the last one. No warp may arrive here before all have for the last use of this barrier.
         wait_for_query();
         if (thread() == 0) task().rows = 0;
-        announce(state.query_full[query().slot()]);
+        announce(state().query_full[query().slot()]);
+    }
+};
+
+// ---- The virtual token ---------------------------------------------------------------------------------------------------
+
+// A warp's units of 16 rows, as an accumulator; `units` is where they lie (ForwardBlock::hidden).
+DEVICE void read_units(float (&unit)[kChunkTiles][4], const f32x4* units) {
+    UNROLL
+    for (int nt = 0; nt < kChunkTiles; ++nt) {
+        const f32x4 x = units[nt * 32 + lane_index_anew()];
+        unit[nt][0] = x.x, unit[nt][1] = x.y, unit[nt][2] = x.z, unit[nt][3] = x.w;
+    }
+}
+
+// Ranks of the value's adapter, with its bias: what of h and B there is.
+DEVICE i32 value_ranks(const Problem& p) { return ranks_and_bias(p.value); }
+
+template <class T, int D, int Rows, int Keys, int Warps>
+struct TokenMaker {
+    const ForwardParams& params;
+    i32 number = 0;         // of the task
+    Turn<1> place;          // for s0, h and the stage
+    static constexpr int kUnroll = 4;
+
+    static DEVICE int thread() { return static_cast<int>(thread_index_anew()) - kFetchThreads; }
+    // Addresses are computed anew where they are needed.
+    DEVICE ForwardBlock<T, D, Rows, Keys, Warps> block() const { return {params, shared_memory_of_warpgroups() + zero_anew()}; }
+    DEVICE ForwardState<Keys>& state() const { return block().state(); }
+    DEVICE const ForwardTask<Keys>& task() const { return block().task(number); }
+    DEVICE const Problem& problem() const { return params.problem; }
+
+    // Stages a chunk of an adapter.
+    DEVICE void stage(const Adapter& adapter, i32 rank) {
+        sync_some<kTokenThreads>(kTokenBarrier);    // both warps are done with the one before
+        stage_adapter<AtomTile<T, D>, kTokenThreads, 2>(block().stage(), adapter, task().head, rank, problem().head_dim, thread());
+        sync_some<kTokenThreads>(kTokenBarrier);
+    }
+
+    // Adds what a chunk of the key's adapter gives to s0 of 16 rows, u·W. The first chunk brings Q·Q with it, the last one the scale.
+    DEVICE void add_to_logits(int row, i32 rank, i32 ranks) {
+        float z[1][kChunkTiles][4], w[1][kChunkTiles][4], dot[1][2] = {};
+        clear(z);
+        clear(w);
+#pragma unroll kUnroll
+        for (int column = 0; column < D; column += 16) {
+            u32 a[4], b[4];
+            load_a_of_atoms<T, D>(a, block().q_tile(number), row, column);
+            if (rank == 0) add_squares(dot[0], a);
+            if (ranks == 0) continue;
+            load_b_of_atoms<T, D>(b, block().stage(), 0, column);
+            mma(z[0][0], a, b[0], b[1], T{});
+            mma(z[0][1], a, b[2], b[3], T{});
+            load_b_of_atoms<T, D>(b, block().stage(), kChunk, column);
+            mma(w[0][0], a, b[0], b[1], T{});
+            mma(w[0][1], a, b[2], b[3], T{});
+        }
+        if (ranks > 0) {
+            hidden_units<T>(z, problem().key, task().head, rank, 1.0f);
+            add_products_of_units(dot, z, w, rank, ranks);
+        }
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const int at = row + half * 8 + lane_index_anew() / 4;
+            float sum = row_sum(dot[0][half]);
+            if (lane_index_anew() % 4 != 0 || at >= task().rows) continue;
+            if (rank > 0) sum += block().logits()[at];
+            if (rank + kChunk >= ranks) sum *= adaptive_factor(problem(), task().sequence, task().row + at) * problem().scale;
+            block().logits()[at] = sum;
+        }
+    }
+
+    // h of 16 rows, of a chunk of ranks.
+    DEVICE void make_hidden(int row, i32 rank) {
+        float z[1][kChunkTiles][4];
+        clear(z);
+#pragma unroll kUnroll
+        for (int column = 0; column < D; column += 16) {
+            u32 a[4], b[4];
+            load_a_of_atoms<T, D>(a, block().q_tile(number), row, column);
+            load_b_of_atoms<T, D>(b, block().stage(), 0, column);
+            mma(z[0][0], a, b[0], b[1], T{});
+            mma(z[0][1], a, b[2], b[3], T{});
+        }
+        hidden_units<T>(z, problem().value, task().head, rank, 1.0f);
+        UNROLL
+        for (int nt = 0; nt < kChunkTiles; ++nt) {
+            block().hidden(row / 16)[nt * 32 + lane_index_anew()] = {z[0][nt][0], z[0][nt][1], z[0][nt][2], z[0][nt][3]};
+        }
+    }
+
+    static DEVICE void add_squares(float (&sum)[2], const u32 (&a)[4]) {
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const float low = to_float(T{static_cast<u16>(a[i] & 0xffffu)}), high = to_float(T{static_cast<u16>(a[i] >> 16)});
+            sum[i % 2] = fused_multiply_add(low, low, sum[i % 2]);
+            sum[i % 2] = fused_multiply_add(high, high, sum[i % 2]);
+        }
+    }
+
+    // s0 of all rows.
+    DEVICE void make_logits() {
+        if (is_given(problem())) {
+            NO_UNROLL
+            for (i32 row = thread(); row < task().rows; row += kTokenThreads) {
+                block().logits()[row] = given_logit<T>(problem(), task().sequence, task().head, task().row + row);
+            }
+            return;
+        }
+        const i32 ranks = ranks_and_bias(problem().key);
+        NO_UNROLL
+        for (i32 rank = 0; rank == 0 || rank < ranks; rank += kChunk) {
+            if (ranks > 0) stage(problem().key, rank);
+            NO_UNROLL
+            for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) add_to_logits(row, rank, ranks);
+        }
+    }
+
+    // A warp takes every second block of 16 rows.
+    static DEVICE i32 first_row() { return thread() / 32 * 16; }
+    DEVICE void wait() { mbarrier_wait(state().virtual_empty, place.parity() ^ 1); }
+
+    DEVICE void run_task() {
+        wait();
+        make_logits();
+        const i32 ranks = value_ranks(problem());
+        NO_UNROLL
+        for (i32 rank = 0; rank == 0 || rank < ranks; rank += kChunk) {
+            if (rank > 0) wait();
+            if (ranks > 0) {
+                stage(problem().value, rank);
+                NO_UNROLL
+                for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) make_hidden(row, rank);
+            }
+            fence_async_proxy();
+            sync_warp();
+            if (thread() % 32 == 0) mbarrier_arrive(state().virtual_full);
+            ++place.use;
+        }
+    }
+
+    DEVICE void run() {
+        using Tile = HopperTile<T, D, Rows, Keys, Warps>;
+        NO_UNROLL
+        for (;; ++number) {
+            const Turn<Tile::kQueries> query = {number};
+            mbarrier_wait(state().query_full[query.slot()], query.parity());
+            if (task().rows == 0) return;
+            if (problem().key_kind != kKeyNone) run_task();
+            sync_warp();
+            if (thread() % 32 == 0) mbarrier_arrive(state().query_empty[query.slot()]);
+        }
     }
 };
 
@@ -254,35 +421,34 @@ struct Consumer {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
     static constexpr int NT = Tile::kScoreTiles, OT = Tile::kOutputTiles, KT = Keys / 16;
 
-    const ForwardParams& params;
-    ForwardState<Keys>& state;
-    char *q_tile, *slots;
-    char* scratch;                  // of the warp
-    float* sums;                    // of the lane's rows in the softmax, 32 from each other
+    ForwardBlock<T, D, Rows, Keys, Warps> block;
     int warp_row;                   // first row of the warp
     Turn<kSlots> place;
-    i32 number = 0;                 // of the task, of this block's
+    i32 number = 0;                 // of the task
+    Turn<1> virtual_place;
+    Turn<1> own_turn;               // at the tensor cores, of those in which both warpgroups want them
 
-    DEVICE const ForwardTask<Keys>& task() const { return state.tasks[number % 2]; }
+    DEVICE ForwardState<Keys>& state() const { return block.state(); }
+    DEVICE const ForwardTask<Keys>& task() const { return block.task(number); }
+    DEVICE char* scratch() const { return block.scratch(warp_row / 16); }
     DEVICE Turn<Tile::kQueries> turn_of_query() const { return {number}; }
-    DEVICE const char* query_tile() const { return q_tile + turn_of_query().slot() * Tile::kQueryBytes; }
     // The warpgroup's rows of Q.
-    DEVICE u64 query() const { return rows_matrix<D>(query_tile(), warp_row / kWarpgroupRows * kWarpgroupRows); }
+    DEVICE u64 query() const { return rows_matrix<D>(block.q_tile(number), warp_row / kWarpgroupRows * kWarpgroupRows); }
 
     // Waits for the next turn.
     DEVICE const char* take() {
-        mbarrier_wait(state.full[place.slot()], place.parity());
-        return slots + place.slot() * Tile::kSlotBytes;
+        mbarrier_wait(state().full[place.slot()], place.parity());
+        return block.slot(place.slot());
     }
     // Gives the slot of turn `use` back. Of products that read it, all must be done.
     DEVICE void give(i32 use) {
-        if (lane_index_anew() == 0) mbarrier_arrive(state.empty[use % kSlots]);
+        if (lane_index_anew() == 0) mbarrier_arrive(state().empty[use % kSlots]);
     }
 
     // The columns of a tile of keys that a row of this warp sees.
     DEVICE Interval visible(i32 tile, int row) const {
         const i32 first_key = task().tiles.first_key(tile);
-        if (task().tiles.is_prefix(tile)) return {0, params.problem.prefix_len - first_key};
+        if (task().tiles.is_prefix(tile)) return {0, block.params.problem.prefix_len - first_key};
         const Interval seen = task().sequence.visible(task().row + warp_row + row);
         return {seen.first - first_key, seen.end - first_key};
     }
@@ -299,7 +465,7 @@ struct Consumer {
 
     // A tile by itself.
     DEVICE void take_tile(float (&o)[OT][4], OnlineSoftmax<1>& softmax, i32 tile, float scale) {
-        const Problem& p = params.problem;
+        const Problem& p = block.params.problem;
         const bool masked = task().tiles.is_masked(p, tile), is_prefix = task().tiles.is_prefix(tile);
         const i32 first_key = task().tiles.first_key(tile);
         float s[1][NT][4];
@@ -324,8 +490,8 @@ struct Consumer {
         to_operands(probabilities, s[0]);
 
         const char* v_tile = take();
-        const u32(&found)[4] = state.not_finite[place.slot()];
-        if (masked && (found[0] | found[1] | found[2] | found[3]) != 0) {
+        const u32(&found)[kFetchWarps] = state().not_finite[place.slot()];
+        if (masked && (found[0] | found[1]) != 0) {
             add_poisoned(o, probabilities, v_tile, tile);
         } else {
             begin_registers_by_tile<T, D>(o, probabilities, columns_matrix<D>(v_tile));
@@ -337,30 +503,49 @@ struct Consumer {
         give(place.use++);
     }
 
-    // O += P V without hidden pairs.
+    // O += P V without hidden pairs, as many keys at a time as P has room for.
     DEVICE void add_poisoned(float (&o)[OT][4], const u32 (&p)[KT][4], const char* v_tile, i32 tile) {
-        T* own = reinterpret_cast<T*>(scratch);
-        const int lane = lane_index_anew();
-        UNROLL
-        for (int kt = 0; kt < KT; ++kt) {
+        constexpr int Part = Tile::kPart;
+        T* own = reinterpret_cast<T*>(scratch());
+        NO_UNROLL
+        for (int first = 0; first < Keys; first += Part) {
+            const int lane = lane_index_anew();
+            sync_warp();
             UNROLL
-            for (int i = 0; i < 4; ++i) {
-                const int row = lane / 4 + i % 2 * 8, column = kt * 16 + i / 2 * 8 + lane % 4 * 2;
-                *reinterpret_cast<u32*>(own + row * Keys + column) = p[kt][i];
+            for (int kt = 0; kt < KT; ++kt) {
+                UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    const int row = lane / 4 + i % 2 * 8, column = kt * 16 + i / 2 * 8 + lane % 4 * 2 - first;
+                    if (kt * 16 / Part * Part == first) *reinterpret_cast<u32*>(own + row * Part + column) = p[kt][i];
+                }
             }
+            sync_warp();
+            // One block of rows, as add_visible has it.
+            auto& block_of_rows = reinterpret_cast<float(&)[1][OT][4]>(o);
+            add_visible<AtomTile<T, D>>(
+                block_of_rows, v_tile, 0, first, first + Part, lane_index_anew, [&](int row) { return visible(tile, row); },
+                [&](int i, int j) { return to_float(own[i * Part + j - first]); });
         }
-        sync_warp();
-        // One block of rows, as add_visible has it.
-        auto& block = reinterpret_cast<float(&)[1][OT][4]>(o);
-        add_visible<AtomTile<T, D>>(
-            block, v_tile, 0, 0, Keys, lane_index_anew, [&](int row) { return visible(tile, row); },
-            [&](int i, int j) { return to_float(own[i * Keys + j]); });
+    }
+
+    // The two warpgroups give their products to the tensor cores in turn, the first one first: one has a softmax to do while the products
+    // of the other are under way. Nothing but time depends on it.
+    DEVICE void wait_for_turn() {
+        if (!Tile::kTurns) return;
+        const int own = warp_row / kWarpgroupRows;
+        // Of the first one, turn i comes behind turn i − 1 of the other; of the second one, behind turn i of the other.
+        mbarrier_wait(state().turn[own], own == 0 ? own_turn.parity() ^ 1 : own_turn.parity());
+    }
+    DEVICE void pass_turn() {
+        if (!Tile::kTurns) return;
+        if (lane_index_anew() == 0) mbarrier_arrive(state().turn[1 - warp_row / kWarpgroupRows]);
+        ++own_turn.use;
     }
 
     // Plain tiles from `tile` on, as many as follow each other; returns the next one that is not. While O takes in a tile, the scores
     // of the next one are under way, or in the softmax.
     DEVICE i32 take_run(float (&o)[OT][4], OnlineSoftmax<1>& softmax, i32 tile, float scale) {
-        const Problem& p = params.problem;
+        const Problem& p = block.params.problem;
         float s[NT][4], factor[2];
         u32 probabilities[KT][4];
         auto soften = [&] {
@@ -383,10 +568,12 @@ struct Consumer {
         NO_UNROLL
         for (++tile; tile < end; ++tile) {
             const u64 k = rows_matrix<D>(take());
+            wait_for_turn();
             begin_rows_by_rows<T, D>(s, query(), k);
             ++place.use;
             const u64 v = columns_matrix<D>(take());
             begin_registers_by_tile<T, D>(o, probabilities, v);
+            pass_turn();
             warpgroup_wait<1>();
             pin(s);
             give(place.use - 1);
@@ -405,98 +592,74 @@ struct Consumer {
         return tile;
     }
 
-    // The squares of the warp's rows of Q, in parts: each lane has a quarter of the chunks of its rows.
-    DEVICE void row_squares(float (&square)[1][2]) {
-        const int lane = lane_index_anew();
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const int row = warp_row + half * 8 + lane / 4;
-            float sum = 0.0f;
-            NO_UNROLL
-            for (int chunk = lane % 4; chunk < D / 8; chunk += 4) {
-                const u32x4 x = *reinterpret_cast<const u32x4*>(AtomTile<T, D>::chunk(query_tile(), row, chunk));
-                const u32 words[4] = {x.x, x.y, x.z, x.w};
+    // Takes the virtual token into O, which is attn before, and stores U where it is wanted.
+    DEVICE void add_virtual_token(float (&o)[OT][4], const float (&lse)[2]) {
+        const Problem& p = block.params.problem;
+        const i32 ranks = value_ranks(p);
+        float weight[2] = {};
+        NO_UNROLL
+        for (i32 rank = 0; rank == 0 || rank < ranks; rank += kChunk) {
+            mbarrier_wait(state().virtual_full, virtual_place.parity());
+            if (rank == 0) {
+                float rest[2];
                 UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    const float low = to_float(T{static_cast<u16>(words[i] & 0xffffu)}), high = to_float(T{static_cast<u16>(words[i] >> 16)});
-                    sum = fused_multiply_add(low, low, sum);
-                    sum = fused_multiply_add(high, high, sum);
+                for (int half = 0; half < 2; ++half) {
+                    const i32 at = minimum(warp_row + fragment_row(0, half * 2), task().rows - 1);
+                    const VirtualWeight w = dropped_weight<T>(p, block.logits()[at], lse[half], task().dropout_head, task().row + at);
+                    weight[half] = w.lambda;
+                    rest[half] = w.rest;
+                }
+                if (p.value_kind == kValueDirect || p.value_kind == kValueZero) scale_rows(o, rest);
+            }
+            if (rank < ranks) {
+                float unit[1][kChunkTiles][4];
+                clear(unit);
+                // Of rows that are none, nobody has made h.
+                if (warp_row < task().rows) read_units(unit[0], block.hidden(warp_row / 16));
+                scale_rows(unit[0], weight);
+                if (p.value_kind == kValueExtended) {
+                    const Tensor& u = block.params.u;
+                    const Sequence& s = task().sequence;
+                    T* to = row_address<T>(u, s.batch, task().head, static_cast<i64>(s.row_base) + task().row) + rank;
+                    store_elements(to, u.row, unit, warp_row, task().rows, p.value.rank - rank);
+                } else {
+                    u32 operand[1][4];
+                    pack_a<T>(operand[0], unit[0], 0);
+                    begin_registers_by_tile<T, D>(o, operand, columns_matrix<D>(block.stage(), kChunk));
+                    warpgroup_wait<0>();
+                    pin(o);
                 }
             }
-            square[0][half] = sum;
-        }
-    }
-
-    // Takes the virtual token into O, which is attn before, and stores U where it is wanted.
-    DEVICE void add_virtual_token(float (&o)[OT][4], const float (&lse)[1][2]) {
-        const Problem& p = params.problem;
-        const Sequence& s = task().sequence;
-        const StagedRanks ranks(p);
-        float dot[1][2] = {}, weight[1][2], rest[1][2];
-        if (!is_given(p)) row_squares(dot);
-        NO_UNROLL
-        for (i32 rank = 0; rank < ranks.key; rank += kChunk) {
-            // Products with A and with B, which are neighbours in the stage.
-            float z[2 * kChunkTiles][4];
-            const u64 stage = rows_matrix<D>(take());
-            begin_rows_by_rows<T, D>(z, query(), stage);
-            warpgroup_wait<0>();
-            pin(z);
-            give(place.use++);
-            auto& unit = reinterpret_cast<float(&)[1][kChunkTiles][4]>(z);
-            auto& w = reinterpret_cast<float(&)[1][kChunkTiles][4]>(z[kChunkTiles]);
-            hidden_units<T>(unit, p.key, task().head, rank, 1.0f);
-            add_products_of_units(dot, unit, w, rank, ranks.key);
-        }
-        virtual_weights<T>(weight, rest, dot, lse, p, s, task().head, task().row + warp_row, task().dropout_head);
-        if (p.value_kind == kValueDirect || p.value_kind == kValueZero) scale_rows(o, rest[0]);
-        NO_UNROLL
-        for (i32 rank = 0; rank < ranks.value; rank += kChunk) {
-            float unit[1][kChunkTiles][4];
-            const char* stage = take();
-            begin_rows_by_rows<T, D>(unit[0], query(), rows_matrix<D>(stage));
-            warpgroup_wait<0>();
-            pin(unit[0]);
-            hidden_units<T>(unit, p.value, task().head, rank, 1.0f);
-            scale_rows(unit, weight);
-            if (p.value_kind == kValueExtended) {
-                T* u = row_address<T>(params.u, s.batch, task().head, static_cast<i64>(s.row_base) + task().row) + rank;
-                store_elements(u, params.u.row, unit, warp_row, task().rows, p.value.rank - rank);
-            } else {
-                u32 operand[1][4];
-                pack_a<T>(operand[0], unit[0], 0);
-                begin_registers_by_tile<T, D>(o, operand, columns_matrix<D>(stage, kChunk));
-                warpgroup_wait<0>();
-                pin(o);
-            }
-            give(place.use++);
+            sync_warp();
+            if (lane_index_anew() == 0) mbarrier_arrive(state().virtual_empty);
+            ++virtual_place.use;
         }
     }
 
     // Q and the task are read no more.
     DEVICE void give_query() {
         sync_warp();
-        if (lane_index_anew() == 0) mbarrier_arrive(state.query_empty[turn_of_query().slot()]);
+        if (lane_index_anew() == 0) mbarrier_arrive(state().query_empty[turn_of_query().slot()]);
     }
 
-    // Stores O by way of the warp's scratch memory, as many columns at a time as P has.
+    // Stores O by way of the warp's scratch memory, as many columns at a time as there is room for.
     DEVICE void store(const float (&o)[OT][4], T* to, i32 rows) {
-        constexpr int Part = D < Keys ? D : Keys;
+        constexpr int Part = Tile::kPart;
         UNROLL
         for (int column = 0; column < D; column += Part) {
             auto& part = reinterpret_cast<const float(&)[1][Part / 8][4]>(o[column / 8]);
-            store_rows_staged<AtomTile<T, Part>>(to + column, params.o.row, part, scratch, 0, rows, params.problem.head_dim - column);
+            store_rows_staged<RowTile<T, Part>>(to + column, block.params.o.row, part, scratch(), 0, rows,
+                                                block.params.problem.head_dim - column);
         }
-        sync_warp();
     }
 
     DEVICE void run_task() {
-        const Problem& p = params.problem;
+        const Problem& p = block.params.problem;
         const Sequence& s = task().sequence;
         const float scale = exponent_scale(p);
         float o[1][OT][4];
         clear(o);
-        OnlineSoftmax<1> softmax(sums, 32);
+        OnlineSoftmax<1> softmax(block.sums(warp_row / 16) + lane_index_anew(), 32);
         NO_UNROLL
         for (i32 tile = 0; tile < task().tiles.tiles;) {
             if (is_plain(p, task(), tile)) {
@@ -513,6 +676,7 @@ struct Consumer {
         }
         scale_rows(o, factor);
         const i64 first_row = static_cast<i64>(s.row_base) + task().row;
+        const ForwardParams& params = block.params;
         if (params.lse.data != nullptr && lane_index_anew() % 4 == 0) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
@@ -524,7 +688,7 @@ struct Consumer {
             store_rows(row_address<T>(params.attn, s.batch, task().head, first_row), params.attn.row, o, warp_row, task().rows,
                        p.head_dim);
         }
-        if (p.key_kind != kKeyNone) add_virtual_token(o[0], lse);
+        if (p.key_kind != kKeyNone) add_virtual_token(o[0], lse[0]);
         T* to = row_address<T>(params.o, s.batch, task().head, first_row + warp_row);
         const i32 rows = task().rows - warp_row;
         give_query();
@@ -534,7 +698,7 @@ struct Consumer {
     DEVICE void run() {
         NO_UNROLL
         for (;; ++number) {
-            mbarrier_wait(state.query_full[turn_of_query().slot()], turn_of_query().parity());
+            mbarrier_wait(state().query_full[turn_of_query().slot()], turn_of_query().parity());
             if (task().rows == 0) return;
             run_task();
         }
@@ -544,33 +708,36 @@ struct Consumer {
 template <class T, int D, int Rows, int Keys, int Warps>
 DEVICE void forward_hopper(const ForwardParams& params) {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
-    char* q_tile = shared_memory_of_warpgroups();
-    char* slots = q_tile + Tile::kQueries * Tile::kQueryBytes;
-    char* scratch = slots + kSlots * Tile::kSlotBytes;
-    auto& state = *reinterpret_cast<ForwardState<Keys>*>(scratch + Tile::kProbabilityBytes + Tile::kSumBytes);
-
+    const ForwardBlock<T, D, Rows, Keys, Warps> block = {params, shared_memory_of_warpgroups()};
+    constexpr int consumers = Tile::kConsumerThreads / 32;
     if (thread_index() == 0) {
+        ForwardState<Keys>& state = block.state();
         UNROLL
         for (int i = 0; i < Tile::kQueries; ++i) {
-            mbarrier_init(state.query_full[i], kWarpgroup / 32);
-            mbarrier_init(state.query_empty[i], Tile::kConsumerThreads / 32);
+            mbarrier_init(state.query_full[i], kFetchWarps);
+            mbarrier_init(state.query_empty[i], consumers + kTokenWarps);
         }
         UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
-            mbarrier_init(state.full[slot], kWarpgroup / 32);
-            mbarrier_init(state.empty[slot], Tile::kConsumerThreads / 32);
+            mbarrier_init(state.full[slot], kFetchWarps);
+            mbarrier_init(state.empty[slot], consumers);
         }
+        UNROLL
+        for (int i = 0; i < Tile::kConsumers; ++i) mbarrier_init(state.turn[i], kWarpgroup / 32);
+        mbarrier_init(state.virtual_full, kTokenWarps);
+        mbarrier_init(state.virtual_empty, consumers);
     }
     sync_threads();
     if (warp_index() < kWarpgroup / 32) {
-        give_registers_back<Tile::kProducerRegisters>();
-        Producer<T, D, Rows, Keys, Warps>{params, state, q_tile, slots}.run();
+        give_registers_back<Tile::kServerRegisters>();
+        if (warp_index() < kFetchWarps) {
+            Fetcher<T, D, Rows, Keys, Warps>{params}.run();
+        } else {
+            TokenMaker<T, D, Rows, Keys, Warps>{params}.run();
+        }
     } else {
         take_registers<Tile::kConsumerRegisters>();
-        const int warp_row = (warp_index() - kWarpgroup / 32) * 16;
-        char* own = scratch + warp_row * Keys * static_cast<int>(sizeof(T));
-        float* sums = reinterpret_cast<float*>(scratch + Tile::kProbabilityBytes) + warp_row / 16 * 64 + lane_index();
-        Consumer<T, D, Rows, Keys, Warps>{params, state, q_tile, slots, own, sums, warp_row}.run();
+        Consumer<T, D, Rows, Keys, Warps>{block, (warp_index() - kWarpgroup / 32) * 16}.run();
     }
 }
 

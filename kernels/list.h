@@ -32,10 +32,10 @@
 
 // For sm_90 alone: warpgroups, of which the first one of a block serves the others.
 #define FORWARD_HOPPER_KERNELS(X) \
-    X(forward_hopper, bf16, 64, 192, 128, 16, 1) \
+    X(forward_hopper, bf16, 64, 128, 128, 12, 1) \
     X(forward_hopper, bf16, 128, 128, 128, 12, 1) \
     X(forward_hopper, bf16, 256, 128, 64, 12, 1) \
-    X(forward_hopper, f16, 64, 192, 128, 16, 1) \
+    X(forward_hopper, f16, 64, 128, 128, 12, 1) \
     X(forward_hopper, f16, 128, 128, 128, 12, 1) \
     X(forward_hopper, f16, 256, 128, 64, 12, 1)
 

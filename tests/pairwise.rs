@@ -6,7 +6,7 @@ use common::agreement::check;
 #[cfg(feature = "emulator")]
 use common::agreement::check_on;
 #[cfg(feature = "emulator")]
-use common::case::Case;
+use common::case::{Case, InducerCase, KeyCase, ValueCase};
 #[cfg(feature = "emulator")]
 use common::emulated::Emulated;
 use common::pairwise;
@@ -45,4 +45,35 @@ fn emulated_kernels_agree_with_other_settings() {
         check_on(&emulated, case).unwrap_or_else(|e| panic!("case {i}, {settings:?}: {e}\n{case:#?}"));
     }
     assert!(cases.iter().filter(|case| is_wide(case)).count() > 10);
+}
+
+/// Loops over tiles that need no mask, which smaller cases do not come to: keys in a row, a prefix before them, and what a causal mask or
+/// a window leaves between masked tiles.
+#[cfg(feature = "emulator")]
+#[test]
+fn emulated_kernels_agree_over_many_tiles() {
+    let inducer = Some(InducerCase::new(KeyCase::Residual { rank: 8 }, ValueCase::Residual { rank: 8 }));
+    for (dtype, head_dim) in [(DType::BF16, 64), (DType::BF16, 128), (DType::F16, 128), (DType::F16, 256)] {
+        let full = Case {
+            dtype,
+            parameter_dtype: dtype,
+            head_dim,
+            kv_heads: 1,
+            rows: 100,
+            keys: 660,
+            inducer,
+            ..Case::default()
+        };
+        let mut causal = Case { rows: 200, ..full.clone() };
+        causal.config.causal = true;
+        let mut window = causal.clone();
+        window.config.window_left = Some(390);
+        let prefix = Case { prefix: Some(400), keys: 270, ..full.clone() };
+        for case in [full, causal, window, prefix] {
+            for backend in [Emulated::default(), Emulated::hopper()] {
+                let device = backend.settings.device;
+                check_on(&backend, &case).unwrap_or_else(|e| panic!("{device:?}: {e}\n{case:#?}"));
+            }
+        }
+    }
 }

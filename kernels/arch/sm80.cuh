@@ -14,6 +14,12 @@ DEVICE u32 thread_index_anew() {
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
     return x;
 }
+// 0, which the compiler does not know: what an address is added to it for is not kept in registers either.
+DEVICE u32 zero_anew() {
+    u32 x;
+    asm volatile("mov.u32 %0, 0;" : "=r"(x));
+    return x;
+}
 DEVICE u32 block_x() { return blockIdx.x; }
 DEVICE u32 block_y() { return blockIdx.y; }
 DEVICE u32 block_z() { return blockIdx.z; }

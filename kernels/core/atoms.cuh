@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../arch/hopper.cuh"
+#include "product.cuh"
 #include "tile.cuh"
 
 namespace inducer {
@@ -42,7 +43,8 @@ struct AtomTile {
 template <int D, int Threads>
 struct AtomCopies {
     static constexpr int kChunks = D / 8, kStep = Threads / kChunks;
-    static_assert(Threads % kChunks == 0 && (kStep % 8 == 0 || kStep == 4), "rows of one thread differ in one bit of their places");
+    static_assert(Threads % kChunks == 0 && (kStep % 8 == 0 || 8 % kStep == 0),
+                  "rows of one thread differ in bits of their places that its first row has not");
     int row, chunk;
 
     DEVICE explicit AtomCopies(int thread) : row(thread / kChunks), chunk(thread % kChunks) {}
@@ -53,7 +55,8 @@ struct AtomCopies {
 };
 
 // Starts to copy Rows rows of head_dim elements into a tile, as load_tile does. `Threads` threads take part, `thread` is one's number.
-template <class T, int D, int Rows, int Threads>
+// `Unroll`: copies that are laid out one by one; all of them ask for more registers.
+template <class T, int D, int Rows, int Threads, int Unroll = Rows>
 DEVICE void load_atoms(char* tile, const T* rows, i64 stride, int begin, int end, int head_dim, int thread) {
     const AtomCopies<D, Threads> own(thread);
     const bool inside = own.chunk * 8 < head_dim;
@@ -61,7 +64,7 @@ DEVICE void load_atoms(char* tile, const T* rows, i64 stride, int begin, int end
     const i64 by = stride * own.kStep;
     if (begin <= 0 && end >= Rows) {
         if (!inside) from = rows;
-        UNROLL
+#pragma unroll Unroll
         for (int i = 0; i < Rows; i += own.kStep) {
             copy_async(tile + own.offset(i), from, inside);
             if (inside) from += by;
@@ -87,6 +90,19 @@ DEVICE bool own_atoms_not_finite(const char* tile, int thread) {
         bits |= not_finite(v.x, T{}) | not_finite(v.y, T{}) | not_finite(v.z, T{}) | not_finite(v.w, T{});
     }
     return bits != 0;
+}
+
+// Fragments for the products of single warps, as in core/product.cuh: of A from 16 rows from `row` on, of B for two blocks of 8 columns
+// from the 16 rows that they are; columns `column` to `column + 15`, a multiple of 16.
+template <class T, int D>
+DEVICE void load_a_of_atoms(u32 (&a)[4], const char* tile, int row, int column) {
+    const int lane = lane_index_anew();
+    load_matrices(a, AtomTile<T, D>::chunk(tile, row + lane % 16, column / 8 + lane / 16));
+}
+template <class T, int D>
+DEVICE void load_b_of_atoms(u32 (&b)[4], const char* tile, int row, int column) {
+    const int lane = lane_index_anew();
+    load_matrices(b, AtomTile<T, D>::chunk(tile, row + lane / 16 * 8 + lane % 8, column / 8 + lane / 8 % 2));
 }
 
 // Operands of products: how a tile of D columns lies, from a row on that is a multiple of 8 (16 for rows that are summed over).

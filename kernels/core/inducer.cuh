@@ -63,13 +63,13 @@ struct ParametersOneByOne {
 // stage_adapter for parameters that are read as `Parameters` says, `AtOnce` fours of each weight before the first is needed. Blocks
 // wait for it, most of them once; the code is short, as it is fetched for that one time.
 template <class Tile, class Parameters, int Threads, int AtOnce>
-DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
+DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim, int thread) {
     constexpr int D = Tile::kColumns;
     constexpr int each = D * kChunk / 4 / Threads;      // fours of a thread
     constexpr int batch = each < AtOnce ? each : AtOnce;
     static_assert(D * kChunk % (4 * Threads) == 0 && D % 4 == 0, "threads have the same number of fours");
     static_assert(each % batch == 0);
-    const int ranks = adapter.rank - rank, thread = static_cast<int>(thread_index());
+    const int ranks = adapter.rank - rank;
     const bool has_up = adapter.up_weight != nullptr;
     const Parameters down(adapter.down_weight, adapter.is_f32);
     const i64 down_first = head * adapter.down_weight_head + rank;
@@ -121,22 +121,23 @@ DEVICE bool in_fours(const Adapter& adapter) {
 // Ranks of an adapter, with the one that its bias is.
 DEVICE i32 ranks_and_bias(const Adapter& adapter) { return adapter.rank + (adapter.up_bias != nullptr ? 1 : 0); }
 
-// Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. All threads of the
-// block take part; a barrier must follow. `AtOnce`: as many as there are registers for.
-template <class Tile, int Threads, int AtOnce>
-DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim) {
+// Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. `Threads` threads take part,
+// `thread` is one's number; a barrier of theirs must follow. `AtOnce`: as many as there are registers for, of f32; of 16 bits,
+// `AtOnce16`.
+template <class Tile, int Threads, int AtOnce, int AtOnce16 = AtOnce>
+DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim, int thread) {
     using T = typename Tile::T;
     if (adapter.is_f32 && in_fours<float>(adapter)) {
-        stage_adapter_of<Tile, ParametersInFours<float>, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
+        stage_adapter_of<Tile, ParametersInFours<float>, Threads, AtOnce>(stage, adapter, head, rank, head_dim, thread);
         return;
     }
     if constexpr (sizeof(T) == 2) {
         if (!adapter.is_f32 && in_fours<T>(adapter)) {
-            stage_adapter_of<Tile, ParametersInFours<T>, Threads, AtOnce>(stage, adapter, head, rank, head_dim);
+            stage_adapter_of<Tile, ParametersInFours<T>, Threads, AtOnce16>(stage, adapter, head, rank, head_dim, thread);
             return;
         }
     }
-    stage_adapter_of<Tile, ParametersOneByOne<T>, Threads, 1>(stage, adapter, head, rank, head_dim);
+    stage_adapter_of<Tile, ParametersOneByOne<T>, Threads, 1>(stage, adapter, head, rank, head_dim, thread);
 }
 
 // tanh z = 1 − 2 / (1 + exp(2z)), good to 1e-6 of its value, which is enough where it is rounded to 16 bits: where the difference
@@ -279,20 +280,32 @@ DEVICE void add_products_of_units(float (&dot)[MT][2], const float (&unit)[MT][k
     }
 }
 
-// m₀λ and 1 − λ of a warp's rows, from `first_row` on. `dot` is Q·P in parts, lane by lane, where no logits are given.
+// s0 of a row: τσ Q·P, or the given logit.
+template <class T>
+DEVICE float virtual_logit(const Problem& p, const Sequence& s, i32 head, i32 row, float product) {
+    return is_given(p) ? given_logit<T>(p, s, head, row) : product * (adaptive_factor(p, s, row) * p.scale);
+}
+
+// m₀λ and 1 − λ of a row.
+template <class T>
+DEVICE VirtualWeight dropped_weight(const Problem& p, float s0, float lse, u32 dropout_head, i32 row) {
+    VirtualWeight w = VirtualWeight::of<T>(s0, lse);
+    w.lambda *= p.flags & kDropout ? lambda_factor(p, dropout_head, row) : 1.0f;
+    return w;
+}
+
+// The same of a warp's rows, from `first_row` on. `dot` is Q·P in parts, lane by lane, where no logits are given.
 template <class T, int MT>
 DEVICE void virtual_weights(float (&weight)[MT][2], float (&rest)[MT][2], const float (&dot)[MT][2], const float (&lse)[MT][2],
                             const Problem& p, const Sequence& s, i32 head, i32 first_row, u32 dropout_head) {
-    const bool given = is_given(p);
     UNROLL
     for (int mt = 0; mt < MT; ++mt) {
         UNROLL
         for (int half = 0; half < 2; ++half) {
             const i32 at = minimum(first_row + fragment_row(mt, half * 2), s.rows - 1);
-            const float product = row_sum(dot[mt][half]);
-            const float s0 = given ? given_logit<T>(p, s, head, at) : product * (adaptive_factor(p, s, at) * p.scale);
-            const auto w = VirtualWeight::of<T>(s0, lse[mt][half]);
-            weight[mt][half] = w.lambda * (p.flags & kDropout ? lambda_factor(p, dropout_head, at) : 1.0f);
+            const float s0 = virtual_logit<T>(p, s, head, at, row_sum(dot[mt][half]));
+            const VirtualWeight w = dropped_weight<T>(p, s0, lse[mt][half], dropout_head, at);
+            weight[mt][half] = w.lambda;
             rest[mt][half] = w.rest;
         }
     }

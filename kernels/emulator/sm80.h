@@ -13,6 +13,7 @@ namespace inducer {
 
 DEVICE u32 thread_index() { return emulator::thread_index(); }
 DEVICE u32 thread_index_anew() { return emulator::thread_index(); }
+DEVICE u32 zero_anew() { return 0; }
 DEVICE u32 block_x() { return emulator::block_index(); }
 DEVICE u32 block_y() { return 0; }
 DEVICE u32 block_z() { return 0; }
