@@ -53,11 +53,17 @@ struct PrepareTile {
     // How a sum over rows is shared: columns of a warp, as many at once as registers allow.
     static constexpr int kColumns = D / Warps;
     static constexpr int kColumnTiles = kColumns / 8 < 4 || D == 256 ? 2 : 4;
+    // Whether registers last for h and G to be kept from one pass to the next.
+    static constexpr bool kKeepsUnits = true;
     static_assert(Rows == 16 * Warps && kColumns % (8 * kColumnTiles) == 0, "a warp owns 16 rows");
 };
 
 // x lies between 2^exponent_of(x) and twice that.
 DEVICE int exponent_of(float x) { return static_cast<int>(as_bits(x) >> 23 & 255) - 127; }
+// Where registers are fewest, a lane reads its number anew.
+template <int D>
+DEVICE int lane_of() { return D == 64 ? lane_index_anew() : lane_index(); }
+
 // For powers from -126 to 127.
 DEVICE float power_of_two(int power) { return as_float(static_cast<u32>(power + 127) << 23); }
 
@@ -119,6 +125,20 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         return to;
     };
 
+    // dU of the warp's rows, of ranks `rank` on.
+    auto read_d_u = [&](float(&x)[1][kChunkTiles][4], i32 rank) {
+        UNROLL
+        for (int nt = 0; nt < kChunkTiles; ++nt) {
+            UNROLL
+            for (int e = 0; e < 4; ++e) {
+                const int lane = lane_of<D>(), row = warp_row + e / 2 * 8 + lane / 4, j = rank + nt * 8 + lane % 4 * 2 + e % 2;
+                if (row >= task.rows || j >= p.value.rank) continue;
+                const i64 at = static_cast<i64>(s.row_base) + task.row + row;
+                x[0][nt][e] = to_float(row_address<const T>(params.d_u, s.batch, head, at)[j]);
+            }
+        }
+    };
+
     // Adds coefficientsᵀ·tile to `count` rows of the partial sum. Collective; ends with the coefficients' memory free.
     auto add_product = [&](const float(&x)[1][kChunkTiles][4], const char* tile, i32 row, i32 count) {
         // Coefficients are of the order of λ dO, where f16 has few digits: its tiles are scaled, each by a power of two of its
@@ -141,11 +161,13 @@ DEVICE void backward_prepare(const BackwardParams& params) {
             scale = power_of_two(power);
             inverse = power_of_two(-power);
         }
+        // Where the lane's coefficients lie is computed anew, as there are no registers to keep it in.
+        const int thread = static_cast<int>(thread_index_anew()), own_row = thread / 32 * 16 + thread % 32 / 4;
         UNROLL
         for (int nt = 0; nt < kChunkTiles; ++nt) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                store_pair(element_address<T, kChunk>(coefficients, warp_row + fragment_row(0, half * 2), fragment_column(nt, 0)),
+                store_pair(element_address<T, kChunk>(coefficients, own_row + half * 8, nt * 8 + thread % 4 * 2),
                            x[0][nt][half * 2] * scale, x[0][nt][half * 2 + 1] * scale);
             }
         }
@@ -153,20 +175,18 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         NO_UNROLL
         for (int part = 0; part < Tile::kColumns; part += Tile::kColumnTiles * 8) {
             const int first = warp_index() * Tile::kColumns + part;
-            // Where a pair of the result belongs, or null.
-            auto place = [&](int nt, int half) -> f32x2* {
-                const int j = fragment_row(0, half * 2), column = first + fragment_column(nt, 0);
-                if (j >= count || column >= p.head_dim) return nullptr;
-                return reinterpret_cast<f32x2*>(partial + static_cast<i64>(row + j) * p.head_dim + column);
-            };
+            // The lane's first pair of the result. Whole blocks of columns exist or do not.
+            const int lane = lane_index_anew();
+            float* const to = partial + static_cast<i64>(row + lane / 4) * p.head_dim + first + lane % 4 * 2;
+            auto exists = [&](int nt, int half) { return first + nt * 8 < p.head_dim && half * 8 + lane / 4 < count; };
+            auto place = [&](int nt, int half) { return reinterpret_cast<f32x2*>(to + half * 8 * p.head_dim + nt * 8); };
             // What is there is read first, so that it comes while the product is under way.
-            f32x2 before[Tile::kColumnTiles][2];
+            f32x2 before[Tile::kColumnTiles][2] = {};
             UNROLL
             for (int nt = 0; nt < Tile::kColumnTiles; ++nt) {
                 UNROLL
                 for (int half = 0; half < 2; ++half) {
-                    const f32x2* from = place(nt, half);
-                    before[nt][half] = from != nullptr ? *from : f32x2{0.0f, 0.0f};
+                    if (exists(nt, half)) before[nt][half] = *place(nt, half);
                 }
             }
             float c[1][Tile::kColumnTiles][4];
@@ -177,10 +197,9 @@ DEVICE void backward_prepare(const BackwardParams& params) {
                 UNROLL
                 for (int half = 0; half < 2; ++half) {
                     const f32x2 old = before[nt][half];
-                    f32x2* to = place(nt, half);
-                    if (to == nullptr) continue;
-                    *to = {fused_multiply_add(c[0][nt][half * 2], inverse, old.x),
-                           fused_multiply_add(c[0][nt][half * 2 + 1], inverse, old.y)};
+                    if (!exists(nt, half)) continue;
+                    *place(nt, half) = {fused_multiply_add(c[0][nt][half * 2], inverse, old.x),
+                                        fused_multiply_add(c[0][nt][half * 2 + 1], inverse, old.y)};
                 }
             }
         }
@@ -243,7 +262,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         }
         auto load_rows = [&](char* to, const Tensor& from) {
             const T* address = row_address<const T>(from, s.batch, head, static_cast<i64>(s.row_base) + task.row);
-            load_tile<T, D, Rows, Threads, D < 256, D < 128>(to, address, from.row, 0, task.rows, p.head_dim);
+            load_tile<T, D, Rows, Threads, D < 256, false>(to, address, from.row, 0, task.rows, p.head_dim);
         };
         if (has_inducer) load_rows(q_tile, p.q);
         load_rows(d_o_tile, params.d_o);
@@ -279,6 +298,8 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         float dq[1][OT][4];
         clear(dq);
         float of_key[2], of_value[2];   // a row's s0 and dO·Δ; from the third pass on τσ ds0 and m₀λ
+        // u and W, or h and G, of a chunk. Those of the value are wanted in two passes that follow each other.
+        float unit[1][kChunkTiles][4] = {}, other[1][kChunkTiles][4] = {};
         NO_UNROLL
         for (int pass = 0; pass < 4; ++pass) {
             const bool is_value = pass == 1 || pass == 2;
@@ -354,24 +375,15 @@ DEVICE void backward_prepare(const BackwardParams& params) {
             for (i32 rank = 0; rank < ranks; rank += kChunk) {
                 const char* from = stage(is_value, rank);
                 const char* other_tile = is_value ? d_o_tile : q_tile;
-                // u and W, or h and G.
-                float unit[1][kChunkTiles][4], other[1][kChunkTiles][4];
-                clear(unit);
-                clear(other);
-                RowsByRows<T, D, 1, kChunkTiles, 1>::add(unit, q_tile, warp_row, from, 0);
-                hidden_units<T>(unit, adapter, head, rank, adapter.up_bias != nullptr ? 1.0f : 0.0f);
-                if (!is_value || !extended) {
-                    RowsByRows<T, D, 1, kChunkTiles, 1>::add(other, other_tile, warp_row, from, kChunk);
-                } else if (params.d_u.data != nullptr) {
-                    UNROLL
-                    for (int nt = 0; nt < kChunkTiles; ++nt) {
-                        UNROLL
-                        for (int e = 0; e < 4; ++e) {
-                            const int row = warp_row + fragment_row(0, e), j = rank + fragment_column(nt, e);
-                            if (row >= task.rows || j >= p.value.rank) continue;
-                            const i64 at = static_cast<i64>(s.row_base) + task.row + row;
-                            other[0][nt][e] = to_float(row_address<const T>(params.d_u, s.batch, head, at)[j]);
-                        }
+                if (!Tile::kKeepsUnits || pass != 2 || ranks > kChunk) {
+                    clear(unit);
+                    clear(other);
+                    RowsByRows<T, D, 1, kChunkTiles, 1>::add(unit, q_tile, warp_row, from, 0);
+                    hidden_units<T>(unit, adapter, head, rank, adapter.up_bias != nullptr ? 1.0f : 0.0f);
+                    if (!is_value || !extended) {
+                        RowsByRows<T, D, 1, kChunkTiles, 1>::add(other, other_tile, warp_row, from, kChunk);
+                    } else if (params.d_u.data != nullptr) {
+                        read_d_u(other, rank);
                     }
                 }
                 if (pass < 2) {
@@ -412,20 +424,31 @@ DEVICE void backward_prepare(const BackwardParams& params) {
         }
 
         // Where a lane is, is read anew: kept since the beginning, it would be one register too many at head_dim 256.
-        const int thread = static_cast<int>(thread_index_anew()), first_row = thread / 32 * 16;
+        const int first_row = static_cast<int>(thread_index_anew()) / 32 * 16;
         if (first_row >= task.rows) continue;
+        // Without a virtual key that follows from Q, it is 0 in all rows.
+        const bool scaled = has_key;
         float* to = query_gradient(params, s, head, task.row + first_row);
         UNROLL
-        for (int ot = 0; ot < OT; ++ot) {
-            if (ot * 8 >= p.head_dim) continue;
-            UNROLL
-            for (int e = 0; e < 4; ++e) {
-                float x = dq[0][ot][e];
-                if (has_key) {
-                    const int row = first_row + e / 2 * 8 + thread % 32 / 4, column = ot * 8 + thread % 4 * 2 + e % 2;
-                    x = fused_multiply_add(2.0f * of_key[e / 2], to_float(*element_address<T, D>(q_tile, row, column)), x);
+        for (int kt = 0; kt < D / 16; ++kt) {
+            if (kt * 16 >= p.head_dim) continue;
+            if (scaled) {
+                float q[2][4];
+                load_blocks<T, D>(q, q_tile, first_row, kt);
+                UNROLL
+                for (int nt = 0; nt < 2; ++nt) {
+                    UNROLL
+                    for (int e = 0; e < 4; ++e) {
+                        float& x = dq[0][kt * 2 + nt][e];
+                        x = fused_multiply_add(2.0f * of_key[e / 2], q[nt][e], x);
+                    }
                 }
-                to[ot * kGradientPiece + e * 32] = x;
+            }
+            UNROLL
+            for (int ot = kt * 2; ot < kt * 2 + 2; ++ot) {
+                if (ot * 8 >= p.head_dim) continue;
+                UNROLL
+                for (int e = 0; e < 4; ++e) to[ot * kGradientPiece + e * 32] = dq[0][ot][e];
             }
         }
     }

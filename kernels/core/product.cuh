@@ -106,6 +106,28 @@ DEVICE void load_a_columns(u32 (&a)[4], const char* tile, int row, int chunk) {
     load_matrices_transposed(a, fragment_address<T, D>(tile, row, chunk, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 
+// Columns 16·kt to 16·kt + 15 of 16 rows of a tile, as two blocks of an accumulator have them. Collective for the warp.
+template <class T, int D>
+DEVICE void load_blocks(float (&c)[2][4], const char* tile, int row, int kt) {
+    if constexpr (sizeof(T) == 2) {
+        u32 a[4];
+        load_a<T, D>(a, tile, row, kt * 2);
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            c[i / 2][i % 2 * 2] = to_float(T{static_cast<u16>(a[i] & 0xffffu)});
+            c[i / 2][i % 2 * 2 + 1] = to_float(T{static_cast<u16>(a[i] >> 16)});
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int column = kt * 16 + i / 2 * 8 + lane_column();
+            const f32x2 x = *reinterpret_cast<const f32x2*>(element_address<T, D>(tile, row + i % 2 * 8 + lane_row(), column));
+            c[i / 2][i % 2 * 2] = x.x;
+            c[i / 2][i % 2 * 2 + 1] = x.y;
+        }
+    }
+}
+
 // Fragments of A for mma from an accumulator: its columns 16·kt to 16·kt + 15, rounded to T.
 template <class T, int NT>
 DEVICE void pack_a(u32 (&a)[4], const float (&c)[NT][4], int kt) {
