@@ -89,7 +89,7 @@ struct HopperTile {
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
     // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
-    static constexpr int kServerRegisters = 64, kConsumerRegisters = 224;
+    static constexpr int kServerRegisters = 72, kConsumerRegisters = 216;
     // Whether consumers take turns at the tensor cores.
     static constexpr bool kTurns = D <= 128;
     static_assert(kThreads == kWarpgroup + kConsumerThreads && kConsumers == 2);
