@@ -89,7 +89,7 @@ struct HopperTile {
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
     // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
-    static constexpr int kServerRegisters = 72, kConsumerRegisters = 216;
+    static constexpr int kServerRegisters = D > 128 ? 64 : 72, kConsumerRegisters = D > 128 ? 224 : 216;  // TODO: 512 at 256 is over 504
     // Whether consumers take turns at the tensor cores.
     static constexpr bool kTurns = D <= 128;
     static_assert(kThreads == kWarpgroup + kConsumerThreads && kConsumers == 2);
