@@ -69,6 +69,7 @@ struct HopperBackwardTile {
         2 * kKeyBytes + kStages * 2 * kQueryBytes + 2 * kScoreBytes + kPlaces * kSumBytes + kStateBytes;
     // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
     static constexpr int kServerRegisters = 40, kConsumerRegisters = 232;
+    static_assert(kServerRegisters + kConsumers * kConsumerRegisters <= Warps / 4 * kLaunchRegisters<Warps * 32>);
     static_assert(kConsumers == 2 && Warps * 32 == kWarpgroup + kConsumerThreads && kQueryColumns == 64);
     static_assert(kFetchThreads + kAddWarps * 32 == kWarpgroup);
     static_assert(kSharedBytes <= 227 * 1024, "a block of sm_90 has no more");

@@ -89,7 +89,8 @@ struct HopperTile {
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
     // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
-    static constexpr int kServerRegisters = D > 128 ? 64 : 72, kConsumerRegisters = D > 128 ? 224 : 216;  // TODO: 512 at 256 is over 504
+    static constexpr int kServerRegisters = 72, kConsumerRegisters = 216;
+    static_assert(kServerRegisters + kConsumers * kConsumerRegisters <= Warps / 4 * kLaunchRegisters<kThreads>);
     // Whether consumers take turns at the tensor cores.
     static constexpr bool kTurns = D <= 128;
     static_assert(kThreads == kWarpgroup + kConsumerThreads && kConsumers == 2);
@@ -433,12 +434,14 @@ struct Consumer {
     DEVICE char* scratch() const { return block.scratch(warp_row / 16); }
     DEVICE Turn<Tile::kQueries> turn_of_query() const { return {number}; }
     // The warpgroup's rows of Q.
-    DEVICE u64 query() const { return rows_matrix<D>(block.q_tile(number), warp_row / kWarpgroupRows * kWarpgroupRows); }
+    DEVICE u64 query() const { return rows_matrix<D>(block.q_tile(number) + anew(), warp_row / kWarpgroupRows * kWarpgroupRows); }
+    // At head_dim 256 no register is left for addresses from one tile to the next.
+    static DEVICE u32 anew() { return D > 128 ? zero_anew() : 0; }
 
     // Waits for the next turn.
     DEVICE const char* take() {
         mbarrier_wait(state().full[place.slot()], place.parity());
-        return block.slot(place.slot());
+        return block.slot(place.slot()) + anew();
     }
     // Gives the slot of turn `use` back. Of products that read it, all must be done.
     DEVICE void give(i32 use) {

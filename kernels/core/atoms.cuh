@@ -16,6 +16,11 @@ namespace inducer {
 constexpr int kWarpgroup = 128;         // threads
 constexpr int kAtomRows = 8, kAtomBytes = 1024;
 
+// Registers of a thread that a block of so many threads is launched with, where it has a multiprocessor to itself. Its warpgroups share
+// out these and no more: who asks for others waits for ever.
+template <int Threads>
+constexpr int kLaunchRegisters = 65536 / Threads / 8 * 8;
+
 // From eight rows of a tile to the next eight.
 template <int D>
 constexpr int kAtomRowBytes = kAtomRows * D * 2;
