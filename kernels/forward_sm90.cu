@@ -283,7 +283,6 @@ struct TokenMaker {
     const ForwardParams& params;
     i32 number = 0;         // of the task
     Turn<1> place;          // for s0, h and the stage
-    static constexpr int kUnroll = 4;
 
     static DEVICE int thread() { return static_cast<int>(thread_index_anew()) - kFetchThreads; }
     // Addresses are computed anew where they are needed.
@@ -304,20 +303,29 @@ struct TokenMaker {
         float z[1][kChunkTiles][4], w[1][kChunkTiles][4], dot[1][2] = {};
         clear(z);
         clear(w);
-#pragma unroll kUnroll
-        for (int column = 0; column < D; column += 16) {
-            u32 a[4], b[4];
-            load_a_of_atoms<T, D>(a, block().q_tile(number), row, column);
-            if (rank == 0) add_squares(dot[0], a);
-            if (ranks == 0) continue;
-            load_b_of_atoms<T, D>(b, block().stage(), 0, column);
-            mma(z[0][0], a, b[0], b[1], T{});
-            mma(z[0][1], a, b[2], b[3], T{});
-            load_b_of_atoms<T, D>(b, block().stage(), kChunk, column);
-            mma(w[0][0], a, b[0], b[1], T{});
-            mma(w[0][1], a, b[2], b[3], T{});
+        const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
+        if (rank == 0) {
+            UNROLL
+            for (int column = 0; column < D; column += 16) {
+                u32 a[4];
+                queries.load(a, column);
+                add_squares(dot[0], a);
+            }
         }
         if (ranks > 0) {
+            const auto staged = b_of_atoms<T, D>(block().stage(), 0);
+            // An atom's 64 columns at a time: of all of them, at head_dim 256, addresses would take every register.
+#pragma unroll 4
+            for (int column = 0; column < D; column += 16) {
+                u32 a[4], b[4];
+                queries.load(a, column);
+                staged.load(b, column);
+                mma(z[0][0], a, b[0], b[1], T{});
+                mma(z[0][1], a, b[2], b[3], T{});
+                staged.load(b, column, kChunk);
+                mma(w[0][0], a, b[0], b[1], T{});
+                mma(w[0][1], a, b[2], b[3], T{});
+            }
             hidden_units<T>(z, problem().key, task().head, rank, 1.0f);
             add_products_of_units(dot, z, w, rank, ranks);
         }
@@ -336,11 +344,12 @@ struct TokenMaker {
     DEVICE void make_hidden(int row, i32 rank) {
         float z[1][kChunkTiles][4];
         clear(z);
-#pragma unroll kUnroll
+        const auto queries = a_of_atoms<T, D>(block().q_tile(number), row), staged = b_of_atoms<T, D>(block().stage(), 0);
+        UNROLL
         for (int column = 0; column < D; column += 16) {
             u32 a[4], b[4];
-            load_a_of_atoms<T, D>(a, block().q_tile(number), row, column);
-            load_b_of_atoms<T, D>(b, block().stage(), 0, column);
+            queries.load(a, column);
+            staged.load(b, column);
             mma(z[0][0], a, b[0], b[1], T{});
             mma(z[0][1], a, b[2], b[3], T{});
         }

@@ -97,17 +97,32 @@ DEVICE bool own_atoms_not_finite(const char* tile, int thread) {
     return bits != 0;
 }
 
-// Fragments for the products of single warps, as in core/product.cuh: of A from 16 rows from `row` on, of B for two blocks of 8 columns
-// from the 16 rows that they are; columns `column` to `column + 15`, a multiple of 16.
+// Where a lane reads fragments for the products of single warps (load_a and load_b of core/product.cuh): its row's first chunk or its
+// second one, computed once; columns `column` to `column + 15` of `rows` rows further down, multiples of 16 and of 8 that the compiler
+// knows, are an exclusive or away.
 template <class T, int D>
-DEVICE void load_a_of_atoms(u32 (&a)[4], const char* tile, int row, int column) {
+struct AtomFragments {
+    const char* row;
+    u32 place;
+
+    DEVICE AtomFragments(const char* tile, int at, int lane_chunk)
+        : row(tile + at / 8 * kAtomRowBytes<D> + at % 8 * 128), place(static_cast<u32>((lane_chunk ^ at) & 7) << 4) {}
+    DEVICE void load(u32 (&x)[4], int column, int rows = 0) const {
+        const int offset = rows / 8 * kAtomRowBytes<D> + column / 64 * kAtomBytes;
+        load_matrices(x, row + offset + (place ^ static_cast<u32>(column / 8 % 8) << 4));
+    }
+};
+// Of A, from the 16 rows from `first` on.
+template <class T, int D>
+DEVICE AtomFragments<T, D> a_of_atoms(const char* tile, int first) {
     const int lane = lane_index_anew();
-    load_matrices(a, AtomTile<T, D>::chunk(tile, row + lane % 16, column / 8 + lane / 16));
+    return {tile, first + lane % 16, lane / 16};
 }
+// Of B for two blocks of 8 columns, which are the 16 rows from `first` on.
 template <class T, int D>
-DEVICE void load_b_of_atoms(u32 (&b)[4], const char* tile, int row, int column) {
+DEVICE AtomFragments<T, D> b_of_atoms(const char* tile, int first) {
     const int lane = lane_index_anew();
-    load_matrices(b, AtomTile<T, D>::chunk(tile, row + lane / 16 * 8 + lane % 8, column / 8 + lane / 8 % 2));
+    return {tile, first + lane / 16 * 8 + lane % 8, lane / 8 % 2};
 }
 
 // Operands of products: how a tile of D columns lies, from a row on that is a multiple of 8 (16 for rows that are summed over).
