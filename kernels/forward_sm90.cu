@@ -363,9 +363,9 @@ struct TokenMaker {
     static DEVICE void add_squares(float (&sum)[2], const u32 (&a)[4]) {
         UNROLL
         for (int i = 0; i < 4; ++i) {
-            const float low = to_float(T{static_cast<u16>(a[i] & 0xffffu)}), high = to_float(T{static_cast<u16>(a[i] >> 16)});
-            sum[i % 2] = fused_multiply_add(low, low, sum[i % 2]);
-            sum[i % 2] = fused_multiply_add(high, high, sum[i % 2]);
+            const f32x2 x = unpack<T>(a[i]);
+            sum[i % 2] = fused_multiply_add(x.x, x.x, sum[i % 2]);
+            sum[i % 2] = fused_multiply_add(x.y, x.y, sum[i % 2]);
         }
     }
 

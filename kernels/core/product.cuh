@@ -114,8 +114,9 @@ DEVICE void load_blocks(float (&c)[2][4], const char* tile, int row, int kt) {
         load_a<T, D>(a, tile, row, kt * 2);
         UNROLL
         for (int i = 0; i < 4; ++i) {
-            c[i / 2][i % 2 * 2] = to_float(T{static_cast<u16>(a[i] & 0xffffu)});
-            c[i / 2][i % 2 * 2 + 1] = to_float(T{static_cast<u16>(a[i] >> 16)});
+            const f32x2 x = unpack<T>(a[i]);
+            c[i / 2][i % 2 * 2] = x.x;
+            c[i / 2][i % 2 * 2 + 1] = x.y;
         }
     } else {
         UNROLL

@@ -108,6 +108,12 @@ DEVICE bool own_chunks_not_finite(const char* tile) {
     return bits != 0;
 }
 
+// Two neighbours of 16 bits, as they lie in a word.
+template <class T>
+DEVICE f32x2 unpack(u32 pair) {
+    return {to_float(T{static_cast<u16>(pair & 0xffffu)}), to_float(T{static_cast<u16>(pair >> 16)})};
+}
+
 // Rounds one number, or two neighbours, to T and stores them.
 DEVICE void store_element(float* to, float x) { *to = x; }
 DEVICE void store_element(bf16* to, float x) { to->bits = static_cast<u16>(pack(x, 0.0f, bf16{})); }
