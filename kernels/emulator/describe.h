@@ -1,4 +1,4 @@
-// Faults of memory, put into words.
+// Faults, put into words.
 #pragma once
 
 #include <stddef.h>
@@ -31,6 +31,7 @@ constexpr const char* kMisaligned = "misaligned";
 constexpr const char* kNotFenced = "shared write not fenced for the async proxy";
 constexpr const char* kBarrierTouched = "mbarrier accessed as memory";
 constexpr const char* kRegistersTouched = "registers of a product under way were touched";
+constexpr const char* kNoWarpgroup = "warp without a warpgroup";
 }  // namespace fault
 
 // "shared memory + 0x40", "region 2 + 0x10".

@@ -16,6 +16,7 @@
 #include "phases.h"
 #include "prelude.h"
 #include "random.h"
+#include "registers.h"
 #include "runtime.h"
 #include "shadow.h"
 #include "sites.h"
@@ -37,6 +38,7 @@ enum class State : uint8_t {
     kAtSomeBarrier, // for the other warps of a barrier with a number
     kAtPhase,       // for a phase of a barrier in shared memory
     kAtProduct,     // for the other warps of its warpgroup
+    kAtRegisters,   // for other warps to give registers back
     kSpinning,      // looked, and waits until something has changed
     kExited,
 };
@@ -77,6 +79,7 @@ struct Warp {
     const char* collective = nullptr;
     WarpClock clock;
     WarpProducts products;
+    WarpRegisters registers;
     Warpgroup* warpgroup = nullptr;     // if the block's warps are enough for one
     Lane* lanes = nullptr;      // 32 of them
 };
@@ -100,6 +103,7 @@ struct Block {
     const char* barrier = nullptr;
     SomeBarrier some_barriers[kSomeBarriers];
     std::vector<PhaseBarrier> phases;
+    uint32_t free_registers = 0;    // of a thread each, for the threads of so many warps
     BlockClock clock;
     std::vector<Lane> lanes;    // none moves once it is there
     std::vector<Warp> warps;

@@ -154,6 +154,7 @@ void start_block(Launch& launch, Block& block, Stacks& stacks, size_t first_stac
     block.any = false;
     for (SomeBarrier& barrier : block.some_barriers) barrier.warps.clear();
     block.phases.clear();
+    block.free_registers = 0;
     for (Warpgroup& warpgroup : block.warpgroups) warpgroup.reset();
     block.clock.reset(launch.threads);
     block.shared.reset(launch.request->shared_bytes, launch.options.detector != 0);
@@ -162,6 +163,7 @@ void start_block(Launch& launch, Block& block, Stacks& stacks, size_t first_stac
         warp.at_collective = warp.at_barrier = warp.exited = 0;
         warp.clock = {};
         warp.products = {};
+        warp.registers = {registers_at_launch(launch.threads), 0, 0};
     }
     for (Lane& lane : block.lanes) {
         char* stack = stacks.at(first_stack + lane.index);
@@ -192,6 +194,8 @@ std::string state_of(const Lane& lane) {
                    print(", for parity %u", lane.phase_wait.parity);
         case State::kAtProduct:
             return "at a product of the warpgroup";
+        case State::kAtRegisters:
+            return describe_wanted(*lane.warp);
         default:
             return "in a loop that waits";
     }
@@ -269,6 +273,12 @@ void stop(Launch& launch) {
     enter(nullptr);
     switch_context(lane.context, launch.main);
     __builtin_unreachable();
+}
+
+void refuse(Lane& lane, const char* name, const std::string& text) {
+    lane.launch->faults.add(name, lane.site,
+                            print("%s at %s:%d%s", describe(lane).c_str(), lane.site.file, lane.site.line, text.c_str()));
+    stop(*lane.launch);
 }
 
 void diverged(Lane& lane, const char* what, Site site, const char* others, Site others_site) {

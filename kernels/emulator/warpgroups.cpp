@@ -1,4 +1,4 @@
-// What warpgroups do: products, their fences, commits and waits, and the hand-over of registers.
+// What warpgroups do: products, their fences, commits and waits.
 #include "warpgroups.h"
 
 #include <string.h>
@@ -20,16 +20,7 @@ constexpr uint32_t kUnderWay = 0xffc0deadu;
 
 constexpr const char* kNoFence = "wgmma without fence";
 constexpr const char* kTouchedSinceFence = "registers of a product were touched after its fence";
-constexpr const char* kNoWarpgroup = "warp without a warpgroup";
 constexpr const char* kOperandsDiffer = "operands of a warpgroup's product differ";
-constexpr const char* kRegisterCount = "register count that is no multiple of 8 from 24 to 256";
-constexpr const char* kRegistersDiffer = "warps of a warpgroup hand over different registers";
-
-[[noreturn]] void refuse(Lane& lane, const char* name, const std::string& text) {
-    lane.launch->faults.add(name, lane.site,
-                            print("%s at %s:%d%s", describe(lane).c_str(), lane.site.file, lane.site.line, text.c_str()));
-    stop(*lane.launch);
-}
 
 void note_touched(Lane& lane, const char* what) {
     Faults& faults = lane.launch->faults;
@@ -223,7 +214,7 @@ void multiply(const Call& call, Site site) {
         return;
     }
     Warp& warp = *lane.warp;
-    if (warp.warpgroup == nullptr) refuse(lane, kNoWarpgroup, "");
+    if (warp.warpgroup == nullptr) refuse(lane, fault::kNoWarpgroup, "");
     Warpgroup& warpgroup = *warp.warpgroup;
     for (uint32_t w = 0; w < kWarpgroupWarps; ++w) {
         if (warpgroup.warps[w].exited != 0) diverged(lane, "a product", site, "exit", site);
@@ -344,46 +335,6 @@ void warpgroup_wait(int pending, Site site) {
             complete(warp, products.committed - left);
         }
     });
-}
-
-// ---- Registers that warpgroups hand over ---------------------------------------------------------------------------------
-
-namespace {
-
-// How many registers a block was launched with is not known here: only that numbers are possible, and the same for all warps.
-void hand_over(const char* what, int registers, Site site) {
-    meet(*current, what, site, &registers, [](Warp& warp) {
-        Lane& lane = *current;
-        const int count = argument_of<int>(warp, 0);
-        if (count < 24 || count > 256 || count % 8 != 0) refuse(lane, kRegisterCount, print(": %d", count));
-        if (warp.warpgroup == nullptr) refuse(lane, kNoWarpgroup, "");
-        std::vector<Warpgroup::RegisterCall>& calls = warp.warpgroup->register_calls;
-        const uint32_t at = warp.products.register_calls++;
-        if (at == calls.size()) calls.push_back({lane.site, warp.collective, count});
-        if (calls[at].what != warp.collective || calls[at].registers != count) {
-            const Warpgroup::RegisterCall& other = calls[at];
-            refuse(lane, kRegistersDiffer, print(": %s %d, others %s %d", warp.collective, count, other.what, other.registers));
-        }
-    });
-}
-
-}  // namespace
-
-void give_registers_back(int registers, Site site) { hand_over("give_registers_back", registers, site); }
-void take_registers(int registers, Site site) { hand_over("take_registers", registers, site); }
-
-void check_register_calls(Block& block) {
-    for (const Warpgroup& warpgroup : block.warpgroups) {
-        for (uint32_t w = 0; w < kWarpgroupWarps; ++w) {
-            const Warp& warp = warpgroup.warps[w];
-            const uint32_t calls = warp.products.register_calls;
-            if (calls == warpgroup.register_calls.size()) continue;
-            const Warpgroup::RegisterCall& missing = warpgroup.register_calls[calls];
-            block.launch->faults.add(kRegistersDiffer, missing.site,
-                                     print("warp %u of block %u did not come to %s at %s:%d", warp.index, block.index,
-                                           missing.what, missing.site.file, missing.site.line));
-        }
-    }
 }
 
 }  // namespace emulator

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "registers.h"
 #include "runtime.h"
 
 namespace emulator {
@@ -44,7 +45,6 @@ struct WarpProducts {
     uint32_t committed = 0;     // groups; products since belong to the next one
     uint32_t completed = 0;     // groups that this warp has waited for
     bool fenced = false;        // since the last commit
-    uint32_t register_calls = 0;
     std::vector<std::unique_ptr<Accumulator>> accumulators;
     std::vector<std::unique_ptr<HeldOperand>> operands;
 
@@ -69,19 +69,10 @@ struct Warpgroup {
     uint32_t arrived = 0;       // warps at the product, one bit each
     Site site = {nullptr, 0};   // of the product that warps wait at
     std::deque<Product> pending;
-    // Calls that gave back or took registers, in their order.
-    struct RegisterCall {
-        Site site;
-        const char* what;
-        int registers;
-    };
-    std::vector<RegisterCall> register_calls;
+    std::vector<RegisterCall> register_calls;   // in their order
 
     void reset();
 };
-
-// The block is done: what its warpgroups should have done alike, they have.
-void check_register_calls(Block& block);
 
 // Where asynchronous work is done at random times: carries out the oldest product, perhaps.
 void maybe_finish_products(Lane& lane);

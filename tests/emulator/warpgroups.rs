@@ -123,6 +123,7 @@ faults! {
     too_few_registers: REGISTER_COUNT;
     registers_of_some: REGISTERS_DIFFER;
     registers_differ: REGISTERS_DIFFER;
+    registers_run_out: DEADLOCK;
 }
 
 /// Each barrier, fence, wait, commit and arrival of these kernels can be left out, and that is noticed in some order.
@@ -154,6 +155,8 @@ fn reports_say_where() {
     assert!(text.contains("at the barrier in shared memory + 0x4008, for parity 1"), "{text}");
     let text = attempt("selftest_fault_hopper_warp_does_not_come", &Options::default()).0.to_string();
     assert!(text.contains("block 0, warp 2, lanes ffffffff: at a barrier of some warps"), "{text}");
+    let text = attempt("selftest_fault_hopper_registers_run_out", &Options::default()).0.to_string();
+    assert!(text.contains("with 168 registers and in want of 224; the block has 24 to give"), "{text}");
     let text = attempt("selftest_fault_hopper_refill_under_way", &Options::default()).0.to_string();
     assert!(text.contains("against a product of warpgroup 0 of block 0"), "{text}");
 }

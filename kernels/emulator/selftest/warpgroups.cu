@@ -634,6 +634,16 @@ DEVICE void registers_differ(const Params& params) {
     }
     params.out[thread_index()] = 1;
 }
+// 384 threads have 168 each at first, 504 in all three warpgroups; what comes in sum is 504, or 512.
+template <bool Faulty>
+DEVICE void registers_run_out(const Params& params) {
+    if (thread_index() < 128) {
+        give_registers_back<(Faulty ? 64 : 72)>();
+    } else {
+        take_registers<(Faulty ? 224 : 216)>();
+    }
+    if (thread_index() < 128) params.out[thread_index()] = 1;
+}
 
 }  // namespace selftest
 
@@ -704,3 +714,4 @@ PAIR(odd_registers, 128, 0)
 PAIR(too_few_registers, 128, 0)
 PAIR(registers_of_some, 128, 0)
 PAIR(registers_differ, 128, 0)
+PAIR(registers_run_out, 384, 0)
