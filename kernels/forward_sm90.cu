@@ -66,7 +66,7 @@ struct ForwardState {
     MBarrier full[kSlots], empty[kSlots];
     MBarrier virtual_full, virtual_empty;
     MBarrier turn[2];                       // of the warpgroups of consumers
-    u32 not_finite[kSlots][kFetchWarps];    // what each warp that fetches found in a masked V
+    u32 not_finite[kSlots];                 // found in a masked V
 };
 constexpr int kStateBytes = 512;
 
@@ -150,6 +150,8 @@ struct Turn {
 
 // ---- Fetching ------------------------------------------------------------------------------------------------------------
 
+// One of two warps: the first one lays tasks down and fetches Q and V, the other one fetches K. Each has one tile under way at a time, so
+// that it need not tell copies that have arrived from others.
 template <class T, int D, int Rows, int Keys, int Warps>
 struct Fetcher {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
@@ -158,36 +160,21 @@ struct Fetcher {
     Turn<kSlots> place;
     i32 number = 0;         // of the task
     static constexpr int kCopies = 16;
-    // Whose copies are under way, and whether they are to be searched: a slot, Q, or nothing.
-    static constexpr int kNothing = -2, kQuery = -1;
-    int pending = kNothing;
-    bool pending_search = false;
 
     // Read anew: what is computed from it is cheap, and registers are few.
     static DEVICE int thread() { return static_cast<int>(thread_index_anew()); }
+    static DEVICE int lane() { return lane_index_anew(); }
+    static DEVICE bool has_values() { return thread() < 32; }
     // Addresses are computed anew where they are needed.
     DEVICE ForwardBlock<T, D, Rows, Keys, Warps> block() const { return {params, shared_memory_of_warpgroups() + zero_anew()}; }
     DEVICE ForwardState<Keys>& state() const { return block().state(); }
     DEVICE ForwardTask<Keys>& task() const { return block().task(number); }
     DEVICE Turn<Tile::kQueries> query() const { return {number}; }
 
-    // The copies that are under way are done, but those begun `Later`: tells who waits for them.
-    template <int Later>
-    DEVICE void deliver() {
-        copy_wait<Later>();
-        if (pending == kNothing) return;
-        if (pending_search) {
-            const bool found = warp_any(own_atoms_not_finite<T, D, Keys, kFetchThreads>(block().slot(pending), thread()));
-            if (thread() % 32 == 0) state().not_finite[pending][thread() / 32] = found;
-        }
-        announce(pending == kQuery ? state().query_full[query().slot()] : state().full[pending]);
-        pending = kNothing;
-    }
-
     DEVICE void announce(MBarrier& barrier) {
         fence_async_proxy();
         sync_warp();
-        if (thread() % 32 == 0) mbarrier_arrive(barrier);
+        if (lane() == 0) mbarrier_arrive(barrier);
     }
 
     // Waits until the task's place for Q is free, as the first ones are.
@@ -198,11 +185,10 @@ struct Fetcher {
         const Tensor& q = params.problem.q;
         const Sequence& s = task().sequence;
         const T* rows = row_address<const T>(q, s.batch, task().head, static_cast<i64>(s.row_base) + task().row);
-        load_atoms<T, D, Rows, kFetchThreads, kCopies>(block().q_tile(number), rows, q.row, 0, task().rows, params.problem.head_dim, thread());
+        load_atoms<T, D, Rows, 32, kCopies>(block().q_tile(number), rows, q.row, 0, task().rows, params.problem.head_dim, lane());
         copy_commit();
-        deliver<1>();
-        pending = kQuery;
-        pending_search = false;
+        copy_wait<0>();
+        announce(state().query_full[query().slot()]);
     }
 
     // A turn: a tile of keys or of the prefix, K or V.
@@ -216,32 +202,32 @@ struct Fetcher {
         const i32 end = (is_prefix ? p.prefix_len : tiles.some_end) - first;
         const i64 stride = is_prefix ? (is_value ? p.prefix_v.row : p.prefix_k.row) : (is_value ? p.v.row : p.k.row);
         const void* keys = is_prefix ? (is_value ? task().prefix_v : task().prefix_k) : (is_value ? task().v : task().k);
-        load_atoms<T, D, Keys, kFetchThreads, kCopies>(block().slot(place.slot()), static_cast<const T*>(keys) + first * stride, stride, begin, end,
-                                              p.head_dim, thread());
+        load_atoms<T, D, Keys, 32, kCopies>(block().slot(place.slot()), static_cast<const T*>(keys) + first * stride, stride, begin, end,
+                                            p.head_dim, lane());
         copy_commit();
-        deliver<1>();
-        pending = place.slot();
-        pending_search = is_value && tiles.is_masked(p, tile);
-        ++place.use;
+        copy_wait<0>();
+        if (is_value && tiles.is_masked(p, tile)) {
+            const bool found = warp_any(own_atoms_not_finite<T, D, Keys, 32>(block().slot(place.slot()), lane()));
+            if (lane() == 0) state().not_finite[place.slot()] = found;
+        }
+        announce(state().full[place.slot()]);
     }
 
-    // All turns of a task that is laid down.
+    // A warp's turns of a task that is laid down.
     DEVICE void run_task() {
         const Problem& p = params.problem;
         const i32 tiles = task().tiles.tiles;
+        if (has_values()) load_query();
         // The next tiles of K and of V, in the order in which consumers want them.
         i32 key = 0, value = 0;
         NO_UNROLL
-        for (bool first = true;; first = false) {
-            if (value < tiles) {
-                const bool ahead = key == value + 1 && is_plain(p, task(), value) && key < task().tiles.unmasked_end(p, value);
-                const bool is_value = key != value && !ahead;
-                load_keys(is_value, is_value ? value++ : key++);
-            }
-            if (first) load_query();
-            if (value >= tiles) break;
+        while (value < tiles) {
+            const bool ahead = key == value + 1 && is_plain(p, task(), value) && key < task().tiles.unmasked_end(p, value);
+            const bool is_value = key != value && !ahead;
+            const i32 tile = is_value ? value++ : key++;
+            if (is_value == has_values()) load_keys(is_value, tile);
+            ++place.use;
         }
-        deliver<0>();
     }
 
     DEVICE void run() {
@@ -250,16 +236,18 @@ struct Fetcher {
         for (i32 round = 0;; ++round) {
             const i64 index = static_cast<i64>(round) * params.blocks + static_cast<i32>(block_x());
             if (index >= all) break;
-            // The task's place is that of the one before the last, which the others are done with when they are with its Q.
-            if (Tile::kQueries == 2) wait_for_query();
+            // The task's place is that of the one before the last, which the others are done with when they are with its Q. With one
+            // place for Q, the one before's was waited for.
+            if (Tile::kQueries == 2 && has_values()) wait_for_query();
             if (!begin_task<T, Rows, kFetchThreads>(task(), params, place_of(params, static_cast<i32>(index)), thread())) continue;
             sync_some<kFetchThreads>(kFetchBarrier);
             run_task();
             ++number;
         }
-        // Behind the last one. No warp may arrive here before all have for the last use of this barrier.
+        if (!has_values()) return;
+        // Behind the last one.
         wait_for_query();
-        if (thread() == 0) task().rows = 0;
+        if (lane() == 0) task().rows = 0;
         announce(state().query_full[query().slot()]);
     }
 };
@@ -502,8 +490,7 @@ struct Consumer {
         to_operands(probabilities, s[0]);
 
         const char* v_tile = take();
-        const u32(&found)[kFetchWarps] = state().not_finite[place.slot()];
-        if (masked && (found[0] | found[1]) != 0) {
+        if (masked && state().not_finite[place.slot()] != 0) {
             add_poisoned(o, probabilities, v_tile, tile);
         } else {
             begin_registers_by_tile<T, D>(o, probabilities, columns_matrix<D>(v_tile));
@@ -726,12 +713,12 @@ DEVICE void forward_hopper(const ForwardParams& params) {
         ForwardState<Keys>& state = block.state();
         UNROLL
         for (int i = 0; i < Tile::kQueries; ++i) {
-            mbarrier_init(state.query_full[i], kFetchWarps);
+            mbarrier_init(state.query_full[i], 1);
             mbarrier_init(state.query_empty[i], consumers + kTokenWarps);
         }
         UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
-            mbarrier_init(state.full[slot], kFetchWarps);
+            mbarrier_init(state.full[slot], 1);
             mbarrier_init(state.empty[slot], consumers);
         }
         UNROLL
