@@ -315,7 +315,7 @@ DEVICE void backward_prepare(const BackwardParams& params) {
                     const i32 at = task.row + minimum(row, task.rows - 1);
                     const i64 tensor_row = static_cast<i64>(s.row_base) + at;
                     const float lse = *element(params.lse, s.batch, head, tensor_row);
-                    const float scale = adaptive_factor(p, s, at) * p.scale;
+                    const float scale = adaptive_factor<T>(p, s, at) * p.scale;
                     const auto virtual_weight = VirtualWeight::of<T>(
                         given ? given_logit<T>(p, s, head, at) : has_key ? of_key[half] * scale : -infinity(), lse);
                     const float lambda = exists ? virtual_weight.lambda : 0.0f, rest = virtual_weight.rest;

@@ -3,8 +3,8 @@
 //
 // A task is one tile of queries in one head of one sequence. A multiprocessor has one block at a time; where tasks are alike it stays
 // and takes one after the other, where they are not, each has a block (src/cuda/plan/forward.rs). Its first warpgroup serves the others,
-// the consumers, which own 64 rows each: two of its warps fetch keys and values into a ring of four slots, the other two prepare the
-// virtual token meanwhile.
+// the consumers, which own 64 rows each: one of its warps fetches Q and values, one fetches keys, into a ring of four slots; the other two
+// prepare the virtual token meanwhile.
 //
 //     fetch                  consumers                                       virtual token
 //     K 0, Q      ──► slots  S = Q K₀ᵀ, softmax                              Q ──► u, W → s0
@@ -16,26 +16,26 @@
 //     task, Q                O is written
 //
 // All of the virtual token that does not ask for lse is done while the consumers are busy with keys: s0 of the rows, and h, which lies
-// where the consumers' registers want it. B is staged (16 ranks at a time, core/inducer.cuh) and multiplied like values. With more ranks,
-// h and B come chunk by chunk.
+// where the consumers' registers want it: one pass over Q gives both. Adapters are staged (16 ranks at a time, core/inducer.cuh), and the
+// value's B is multiplied like values. With more ranks, h and B come chunk by chunk.
 //
 // Tiles that ask for more than a softmax (masked ones; all of them with softcap, ALiBi or dropout) are taken one by one: S, softmax,
 // O += P V, and another warpgroup's products have the tensor cores meanwhile. `is_plain` says which; those who fetch and consumers ask
 // it alike, since it decides in which order K and V come.
 //
-// Each slot has two barriers: `full`, which the warps that fetch arrive at, and `empty`, which the consumers' warps do. Use i of the
+// Each slot has two barriers: `full`, which the warp that fetches it arrives at, and `empty`, which the consumers' warps do. Use i of the
 // ring is use i / 4 of slot i % 4; the phase of its barriers follows from that. Q has two places (one at head_dim 256) with the same kind
 // of barriers: `query_full` also says that the task is laid down, `query_empty` that nobody reads Q or the task any more. So a
 // warpgroup that is done goes on with the next task, and its products fill the time in which the other's have nothing to do.
-// `virtual_full` and `virtual_empty` are those of s0, h and the stage. What products read is fenced for the asynchronous proxy, by which
+// `virtual_full` and `virtual_empty` are those of s0, h and the stages. What products read is fenced for the asynchronous proxy, by which
 // they read it, before who wrote it arrives.
 //
-// A masked tile whose V holds a NaN or an infinity is poisoned: 0·NaN would reach rows that must not see it. Those who fetch it find
-// out, and that product leaves hidden pairs out one by one (add_visible), with P in shared memory. Rare, and slow.
+// A masked tile whose V holds a NaN or an infinity is poisoned: 0·NaN would reach rows that must not see it. The warp that fetches it
+// finds out, and that product leaves hidden pairs out one by one (add_visible), with P in shared memory. Rare, and slow.
 //
-// Shared memory: Q [rows] once or twice, four slots of [keys], a stage of 32 rows, each of head_dim columns; h [rows, 16] and s0 [rows] in
-// f32; for each consumers' warp 16 rows of 64 columns (32 at head_dim 256), by way of which O leaves; the softmax's sums; 227 KB for bf16
-// at head_dim 128.
+// Shared memory: Q [rows] once or twice, four slots of [keys], a stage of 32 rows or two, each of head_dim columns; h [rows, 16] and s0
+// [rows] in f32; for each consumers' warp 16 rows of 32 columns (64 at head_dim 64), by way of which O leaves; the softmax's sums; 227 KB
+// for bf16 at head_dim 128.
 //
 // The sums lie in shared memory for the sake of order: the assembler moves arithmetic behind a wait for products, where exponentials
 // would no longer be computed while O += P V is under way, but no store; and a sum is stored when all of them have been computed.
@@ -76,21 +76,24 @@ struct HopperTile {
     static constexpr int kConsumerThreads = kConsumers * kWarpgroup;
     static constexpr int kScoreTiles = Keys / 8, kOutputTiles = D / 8;
     // What of O, or of P, lies in a warp's part of shared memory at a time.
-    static constexpr int kPart = D > 128 ? 32 : 64;
+    static constexpr int kPart = D > 64 ? 32 : 64;
     static constexpr int kQueryBytes = Rows * kRowBytes<T, D>;
     static constexpr int kSlotBytes = Keys * kRowBytes<T, D>;
-    static constexpr int kStageBytes = kStageRows * kRowBytes<T, D>;
+    // Of the key's adapter and of the value's, if there is room for both.
+    static constexpr int kStages = D > 128 ? 1 : 2, kStageBytes = kStageRows * kRowBytes<T, D>;
     static constexpr int kHiddenBytes = Rows * kChunk * 4, kLogitBytes = Rows * 4;
     static constexpr int kScratchBytes = Rows * kRowBytes<T, kPart>;
     static constexpr int kSumBytes = kConsumerThreads * 2 * 4;
     static constexpr int kOtherBytes =
-        kSlots * kSlotBytes + kStageBytes + kHiddenBytes + kLogitBytes + kScratchBytes + kSumBytes + kStateBytes;
+        kSlots * kSlotBytes + kStages * kStageBytes + kHiddenBytes + kLogitBytes + kScratchBytes + kSumBytes + kStateBytes;
     // Two places for Q if there is room: the next task's is there early, and whichever warpgroup is done first goes on with it.
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
     // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
-    static constexpr int kServerRegisters = 72, kConsumerRegisters = 216;
+    static constexpr int kServerRegisters = D > 128 ? 88 : 120, kConsumerRegisters = D > 128 ? 208 : 192;
     static_assert(kServerRegisters + kConsumers * kConsumerRegisters <= Warps / 4 * kLaunchRegisters<kThreads>);
+    // Fours of an adapter's numbers under way at a time, of each weight and thread: what registers allow.
+    static constexpr int kParametersAtOnce = D > 128 ? 2 : 4;
     // Whether consumers take turns at the tensor cores.
     static constexpr bool kTurns = D <= 128;
     static_assert(kThreads == kWarpgroup + kConsumerThreads && kConsumers == 2);
@@ -108,12 +111,13 @@ struct ForwardBlock {
     DEVICE char* q_tile(i32 number) const { return memory + number % Tile::kQueries * Tile::kQueryBytes; }
     DEVICE char* slot(int slot) const { return memory + Tile::kQueries * Tile::kQueryBytes + slot * Tile::kSlotBytes; }
     DEVICE char* stage() const { return slot(kSlots); }
+    DEVICE char* behind_stages() const { return stage() + Tile::kStages * Tile::kStageBytes; }
     // Two pieces of `unit`s, of a warp's 16 rows: as an accumulator, one block of 8 ranks after the other.
-    DEVICE f32x4* hidden(int warp) const { return reinterpret_cast<f32x4*>(stage() + Tile::kStageBytes) + warp * 64; }
-    DEVICE float* logits() const { return reinterpret_cast<float*>(stage() + Tile::kStageBytes + Tile::kHiddenBytes); }
+    DEVICE f32x4* hidden(int warp) const { return reinterpret_cast<f32x4*>(behind_stages()) + warp * 64; }
+    DEVICE float* logits() const { return reinterpret_cast<float*>(behind_stages() + Tile::kHiddenBytes); }
     // A consumers' warp's.
     DEVICE char* scratch(int warp) const {
-        return stage() + Tile::kStageBytes + Tile::kHiddenBytes + Tile::kLogitBytes + warp * 16 * kRowBytes<T, Tile::kPart>;
+        return behind_stages() + Tile::kHiddenBytes + Tile::kLogitBytes + warp * 16 * kRowBytes<T, Tile::kPart>;
     }
     // A lane's two sums lie 32 from each other.
     DEVICE float* sums(int warp) const {
@@ -207,7 +211,7 @@ struct Fetcher {
         copy_commit();
         copy_wait<0>();
         if (is_value && tiles.is_masked(p, tile)) {
-            const bool found = warp_any(own_atoms_not_finite<T, D, Keys, 32>(block().slot(place.slot()), lane()));
+            const bool found = warp_any(own_atoms_not_finite<T, D, Keys, 32, 4>(block().slot(place.slot()), lane()));
             if (lane() == 0) state().not_finite[place.slot()] = found;
         }
         announce(state().full[place.slot()]);
@@ -268,6 +272,8 @@ DEVICE i32 value_ranks(const Problem& p) { return ranks_and_bias(p.value); }
 
 template <class T, int D, int Rows, int Keys, int Warps>
 struct TokenMaker {
+    using Tile = HopperTile<T, D, Rows, Keys, Warps>;
+
     const ForwardParams& params;
     i32 number = 0;         // of the task
     Turn<1> place;          // for s0, h and the stage
@@ -279,72 +285,124 @@ struct TokenMaker {
     DEVICE const ForwardTask<Keys>& task() const { return block().task(number); }
     DEVICE const Problem& problem() const { return params.problem; }
 
-    // Stages a chunk of an adapter.
-    DEVICE void stage(const Adapter& adapter, i32 rank) {
-        sync_some<kTokenThreads>(kTokenBarrier);    // both warps are done with the one before
-        stage_adapter<AtomTile<T, D>, kTokenThreads, 2>(block().stage(), adapter, task().head, rank, problem().head_dim, thread());
+    // Where the key's adapter is staged; the value's lies where consumers look for it.
+    DEVICE char* key_stage() const { return block().stage() + (Tile::kStages - 1) * Tile::kStageBytes; }
+
+    // Stages chunks of the key's adapter and of the value's, where they are wanted.
+    DEVICE void stage(bool key, i32 key_rank, bool value, i32 value_rank) {
+        sync_some<kTokenThreads>(kTokenBarrier);    // both warps are done with the ones before
+        NO_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            if (!(i == 0 ? key : value)) continue;
+            const Adapter& adapter = i == 0 ? problem().key : problem().value;
+            stage_adapter<AtomTile<T, D>, kTokenThreads, Tile::kParametersAtOnce>(i == 0 ? key_stage() : block().stage(), adapter, task().head,
+                                                               i == 0 ? key_rank : value_rank, problem().head_dim, thread());
+        }
         sync_some<kTokenThreads>(kTokenBarrier);
     }
 
-    // Adds what a chunk of the key's adapter gives to s0 of 16 rows, u·W. The first chunk brings Q·Q with it, the last one the scale.
-    DEVICE void add_to_logits(int row, i32 rank, i32 ranks) {
-        float z[1][kChunkTiles][4], w[1][kChunkTiles][4], dot[1][2] = {};
-        clear(z);
-        clear(w);
-        const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
-        if (rank == 0) {
+    // What follows from a rank and a lane is computed anew for each block of rows: there are no registers to keep it.
+    static DEVICE i32 anew(i32 rank) { return rank + static_cast<i32>(zero_anew()); }
+    // a of a lane's columns of a chunk.
+    using Biases = float[kChunkTiles][2];
+    DEVICE void read_biases(Biases& bias, const Adapter& adapter, i32 rank) {
+        UNROLL
+        for (int nt = 0; nt < kChunkTiles; ++nt) {
             UNROLL
-            for (int column = 0; column < D; column += 16) {
-                u32 a[4];
-                queries.load(a, column);
-                add_squares(dot[0], a);
-            }
+            for (int e = 0; e < 2; ++e) bias[nt][e] = down_bias<T>(adapter, task().head, rank + fragment_column(nt, e));
         }
-        if (ranks > 0) {
-            const auto staged = b_of_atoms<T, D>(block().stage(), 0);
+    }
+    DEVICE void activate(float (&z)[1][kChunkTiles][4], const Adapter& adapter, i32 rank, const Biases& bias) {
+        hidden_units<T>(z, adapter, anew(rank), 1.0f, [&](int nt, int e) { return bias[nt][e]; });
+    }
+
+    // What a staged chunk of the key's adapter, of the value's, or one of each, gives to all rows: u·W to s0, and h. Both need Q.
+    template <bool Key, bool Value>
+    DEVICE void take_chunks(i32 key_rank, i32 value_rank) {
+        Biases key_bias, value_bias;
+        if (Key) read_biases(key_bias, problem().key, key_rank);
+        if (Value) read_biases(value_bias, problem().value, value_rank);
+        // Half of a chunk without ranks, where a bias may lie, needs no product.
+        const bool key_upper = key_rank + 8 < problem().key.rank, value_upper = value_rank + 8 < problem().value.rank;
+        NO_UNROLL
+        for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) {
+            float z[1][kChunkTiles][4], w[1][kChunkTiles][4], h[1][kChunkTiles][4], dot[1][2] = {};
+            clear(z);
+            clear(w);
+            clear(h);
+            const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
+            const auto keys = b_of_atoms<T, D>(key_stage(), 0), values = b_of_atoms<T, D>(block().stage(), 0);
             // An atom's 64 columns at a time: of all of them, at head_dim 256, addresses would take every register.
 #pragma unroll 4
             for (int column = 0; column < D; column += 16) {
                 u32 a[4], b[4];
                 queries.load(a, column);
-                staged.load(b, column);
-                mma(z[0][0], a, b[0], b[1], T{});
-                mma(z[0][1], a, b[2], b[3], T{});
-                staged.load(b, column, kChunk);
-                mma(w[0][0], a, b[0], b[1], T{});
-                mma(w[0][1], a, b[2], b[3], T{});
+                if (Key) {
+                    keys.load(b, column);
+                    mma(z[0][0], a, b[0], b[1], T{});
+                    if (key_upper) mma(z[0][1], a, b[2], b[3], T{});
+                    keys.load(b, column, kChunk);
+                    mma(w[0][0], a, b[0], b[1], T{});
+                    mma(w[0][1], a, b[2], b[3], T{});
+                    add_squares(dot[0], a);
+                }
+                if (Value) {
+                    values.load(b, column);
+                    mma(h[0][0], a, b[0], b[1], T{});
+                    if (value_upper) mma(h[0][1], a, b[2], b[3], T{});
+                }
             }
-            hidden_units<T>(z, problem().key, task().head, rank, 1.0f);
-            add_products_of_units(dot, z, w, rank, ranks);
+            if (Key) {
+                if (key_rank > 0) dot[0][0] = dot[0][1] = 0.0f;     // Q·Q came with the first chunk
+                activate(z, problem().key, key_rank, key_bias);
+                const i32 ranks = ranks_and_bias(problem().key);
+                add_products_of_units(dot, z, w, anew(key_rank), ranks);
+                add_to_logits(row, dot[0], key_rank == 0, key_rank + kChunk >= ranks);
+            }
+            if (Value) {
+                activate(h, problem().value, value_rank, value_bias);
+                UNROLL
+                for (int nt = 0; nt < kChunkTiles; ++nt) {
+                    block().hidden(row / 16)[nt * 32 + lane_index_anew()] = {h[0][nt][0], h[0][nt][1], h[0][nt][2], h[0][nt][3]};
+                }
+            }
         }
+    }
+
+    // Adds to s0 of 16 rows, in parts. The last part is followed by the scale.
+    DEVICE void add_to_logits(int row, const float (&dot)[2], bool first, bool last) {
         UNROLL
         for (int half = 0; half < 2; ++half) {
             const int at = row + half * 8 + lane_index_anew() / 4;
-            float sum = row_sum(dot[0][half]);
+            float sum = row_sum(dot[half]);
             if (lane_index_anew() % 4 != 0 || at >= task().rows) continue;
-            if (rank > 0) sum += block().logits()[at];
-            if (rank + kChunk >= ranks) sum *= adaptive_factor(problem(), task().sequence, task().row + at) * problem().scale;
+            if (!first) sum += block().logits()[at];
+            if (last) sum *= adaptive_factor<T>(problem(), task().sequence, task().row + at) * problem().scale;
             block().logits()[at] = sum;
         }
     }
 
-    // h of 16 rows, of a chunk of ranks.
-    DEVICE void make_hidden(int row, i32 rank) {
-        float z[1][kChunkTiles][4];
-        clear(z);
-        const auto queries = a_of_atoms<T, D>(block().q_tile(number), row), staged = b_of_atoms<T, D>(block().stage(), 0);
-        UNROLL
-        for (int column = 0; column < D; column += 16) {
-            u32 a[4], b[4];
-            queries.load(a, column);
-            staged.load(b, column);
-            mma(z[0][0], a, b[0], b[1], T{});
-            mma(z[0][1], a, b[2], b[3], T{});
+    // s0 of all rows where the virtual key is the query.
+    DEVICE void take_squares() {
+        NO_UNROLL
+        for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) {
+            float dot[2] = {};
+            const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
+            UNROLL
+            for (int column = 0; column < D; column += 16) {
+                u32 a[4];
+                queries.load(a, column);
+                add_squares(dot, a);
+            }
+            add_to_logits(row, dot, true, true);
         }
-        hidden_units<T>(z, problem().value, task().head, rank, 1.0f);
-        UNROLL
-        for (int nt = 0; nt < kChunkTiles; ++nt) {
-            block().hidden(row / 16)[nt * 32 + lane_index_anew()] = {z[0][nt][0], z[0][nt][1], z[0][nt][2], z[0][nt][3]};
+    }
+
+    // s0 of all rows where it is the caller's.
+    DEVICE void take_given_logits() {
+        NO_UNROLL
+        for (i32 row = thread(); row < task().rows; row += kTokenThreads) {
+            block().logits()[row] = given_logit<T>(problem(), task().sequence, task().head, task().row + row);
         }
     }
 
@@ -357,40 +415,38 @@ struct TokenMaker {
         }
     }
 
-    // s0 of all rows.
-    DEVICE void make_logits() {
-        if (is_given(problem())) {
-            NO_UNROLL
-            for (i32 row = thread(); row < task().rows; row += kTokenThreads) {
-                block().logits()[row] = given_logit<T>(problem(), task().sequence, task().head, task().row + row);
-            }
-            return;
-        }
-        const i32 ranks = ranks_and_bias(problem().key);
-        NO_UNROLL
-        for (i32 rank = 0; rank == 0 || rank < ranks; rank += kChunk) {
-            if (ranks > 0) stage(problem().key, rank);
-            NO_UNROLL
-            for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) add_to_logits(row, rank, ranks);
-        }
-    }
-
     // A warp takes every second block of 16 rows.
     static DEVICE i32 first_row() { return thread() / 32 * 16; }
     DEVICE void wait() { mbarrier_wait(state().virtual_empty, place.parity() ^ 1); }
 
+    // Consumers take s0 and the first chunk of h at once, then the other chunks. The first one comes with the last of the key's, if there
+    // is room for both.
     DEVICE void run_task() {
         wait();
-        make_logits();
-        const i32 ranks = value_ranks(problem());
+        const i32 key_ranks = is_given(problem()) ? 0 : ranks_and_bias(problem().key), ranks = value_ranks(problem());
+        if (is_given(problem())) {
+            take_given_logits();
+        } else if (key_ranks == 0) {
+            take_squares();
+        }
+        // The next chunks.
+        i32 key = 0, value = 0;
         NO_UNROLL
-        for (i32 rank = 0; rank == 0 || rank < ranks; rank += kChunk) {
-            if (rank > 0) wait();
-            if (ranks > 0) {
-                stage(problem().value, rank);
-                NO_UNROLL
-                for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) make_hidden(row, rank);
+        while (key < key_ranks || value == 0 || value < ranks) {
+            const bool has_key = key < key_ranks, is_last = key + kChunk >= key_ranks;
+            const bool has_value = value < ranks && is_last && (Tile::kStages == 2 || !has_key);
+            if (value > 0) wait();
+            if (has_key || has_value) stage(has_key, key, has_value, value);
+            if (has_key && has_value) {
+                take_chunks<true, Tile::kStages == 2>(key, value);
+            } else if (has_key) {
+                take_chunks<true, false>(key, 0);
+            } else if (has_value) {
+                take_chunks<false, true>(0, value);
             }
+            key += kChunk;
+            if (!has_value && !(is_last && ranks == 0)) continue;
+            value += kChunk;
             fence_async_proxy();
             sync_warp();
             if (thread() % 32 == 0) mbarrier_arrive(state().virtual_full);
@@ -399,7 +455,6 @@ struct TokenMaker {
     }
 
     DEVICE void run() {
-        using Tile = HopperTile<T, D, Rows, Keys, Warps>;
         NO_UNROLL
         for (;; ++number) {
             const Turn<Tile::kQueries> query = {number};

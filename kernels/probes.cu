@@ -128,18 +128,19 @@ KERNEL(probe_conversions, inducer::ProbeParams, 32, 1, 0) {
 }
 
 // In, per lane: a number. Out: exp2_fast, exp, log2 of its absolute value, tanh, the square root of its absolute value, and what
-// divide_fast makes of 2 and it.
+// divide_fast makes of 2 and it, and sqrt_fast of its absolute value.
 KERNEL(probe_functions, inducer::ProbeParams, 32, 1, 0) {
     using namespace inducer;
     float x = input_floats(params)[lane_of_grid()];
     float magnitude = x < 0.0f ? -x : x;
-    float* out = output_floats(params) + lane_of_grid() * 6;
+    float* out = output_floats(params) + lane_of_grid() * 7;
     out[0] = exp2_fast(x);
     out[1] = exp_accurate(x);
     out[2] = log2_accurate(magnitude);
     out[3] = tanh_accurate(x);
     out[4] = sqrt_accurate(magnitude);
     out[5] = divide_fast(2.0f, x);
+    out[6] = sqrt_fast(magnitude);
 }
 
 // In, per lane: two words. Out: the high half of their product.

@@ -84,12 +84,13 @@ DEVICE void load_atoms(char* tile, const T* rows, i64 stride, int begin, int end
     }
 }
 
-// Whether one of the chunks that this thread copied so holds a NaN or an infinity; the thread's copies must be done.
-template <class T, int D, int Rows, int Threads>
+// Whether one of the chunks that this thread copied so holds a NaN or an infinity; the thread's copies must be done. `AtOnce`: chunks
+// that are under way at a time.
+template <class T, int D, int Rows, int Threads, int AtOnce = 1>
 DEVICE bool own_atoms_not_finite(const char* tile, int thread) {
     const AtomCopies<D, Threads> own(thread);
     u32 bits = 0;
-    NO_UNROLL
+#pragma unroll AtOnce
     for (int i = 0; i < Rows; i += own.kStep) {
         const u32x4 v = *reinterpret_cast<const u32x4*>(tile + own.offset(i));
         bits |= not_finite(v.x, T{}) | not_finite(v.y, T{}) | not_finite(v.z, T{}) | not_finite(v.w, T{});

@@ -159,22 +159,22 @@ DEVICE float hyperbolic_tangent(float z) {
     }
 }
 
-// From z = Q A to the hidden units act(z + a) of ranks `rank` on; `bias_unit` behind the last rank, then 0.
-template <class T, int MT>
-DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 head, i32 rank,
-                         float bias_unit = 0.0f) {
+// a of rank j, 0 where there is none.
+template <class T>
+DEVICE float down_bias(const Adapter& adapter, i32 head, i32 j) {
+    return j < adapter.rank ? parameter<T>(adapter.down_bias, head * adapter.down_bias_head + j, adapter.is_f32) : 0.0f;
+}
+
+// From z = Q A to the hidden units act(z + a) of ranks `rank` on; `bias_unit` behind the last rank, then 0. `bias(nt, e)` is a of a lane's
+// column e (0 or 1) of block nt.
+template <class T, int MT, class Bias>
+DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 rank, float bias_unit, Bias bias_of) {
     // What is the same in all lanes is jumped over, often half of a chunk; what is not is computed for nothing.
     UNROLL
     for (int nt = 0; nt < kChunkTiles; ++nt) {
         const int j = rank + fragment_column(nt, 0);
         if (rank + nt * 8 < adapter.rank) {
-            float bias[2];
-            UNROLL
-            for (int e = 0; e < 2; ++e) {
-                bias[e] = j + e < adapter.rank
-                              ? parameter<T>(adapter.down_bias, head * adapter.down_bias_head + j + e, adapter.is_f32)
-                              : 0.0f;
-            }
+            const float bias[2] = {bias_of(nt, 0), bias_of(nt, 1)};
             UNROLL
             for (int mt = 0; mt < MT; ++mt) {
                 UNROLL
@@ -199,6 +199,12 @@ DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter,
     }
 }
 
+template <class T, int MT>
+DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 head, i32 rank, float bias_unit = 0.0f) {
+    hidden_units<T>(z, adapter, rank, bias_unit,
+                    [&](int nt, int e) { return down_bias<T>(adapter, head, rank + fragment_column(nt, e)); });
+}
+
 // The squares of the warp's rows of `tile`, each in one of the four lanes of its row, 0 in the others.
 template <class T, int D, int MT>
 DEVICE void row_squares(float (&square)[MT][2], const char* tile, int first_row) {
@@ -217,6 +223,7 @@ DEVICE void row_squares(float (&square)[MT][2], const char* tile, int first_row)
 }
 
 // τ of a row.
+template <class T>
 DEVICE float adaptive_factor(const Problem& p, const Sequence& s, i32 row) {
     if (!(p.flags & kAdaptiveLength)) return 1.0f;
     i64 position = row + 1;
@@ -225,7 +232,9 @@ DEVICE float adaptive_factor(const Problem& p, const Sequence& s, i32 row) {
     } else if (p.flags & kCausal) {
         position = s.position(row) + 1 > 1 ? s.position(row) + 1 : 1;
     }
-    return sqrt_accurate(static_cast<float>(position));
+    // The accurate one is a call, across which registers are few.
+    const float x = static_cast<float>(position);
+    return sizeof(T) == 2 ? sqrt_fast(x) : sqrt_accurate(x);
 }
 
 // The given logit of a row.
@@ -283,7 +292,7 @@ DEVICE void add_products_of_units(float (&dot)[MT][2], const float (&unit)[MT][k
 // s0 of a row: τσ Q·P, or the given logit.
 template <class T>
 DEVICE float virtual_logit(const Problem& p, const Sequence& s, i32 head, i32 row, float product) {
-    return is_given(p) ? given_logit<T>(p, s, head, row) : product * (adaptive_factor(p, s, row) * p.scale);
+    return is_given(p) ? given_logit<T>(p, s, head, row) : product * (adaptive_factor<T>(p, s, row) * p.scale);
 }
 
 // m₀λ and 1 − λ of a row.

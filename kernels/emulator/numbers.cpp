@@ -32,6 +32,8 @@ float f16_to_float(uint16_t bits) { return f16_value(bits); }
 
 float exp2_flushed(float x) { return flushed(std::exp2(x)); }
 
+float sqrt_flushed(float x) { return std::sqrt(flushed(x)); }
+
 // PTX ISA 9.7.3.8, div.approx.ftz: subnormal numbers are 0, and so is a quotient by more than 2^126, that of infinity NaN.
 float divide_flushed(float a, float b) {
     a = flushed(a);

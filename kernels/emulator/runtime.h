@@ -52,6 +52,7 @@ uint32_t pack_f16(float low, float high);
 uint32_t pack_bf16(float low, float high);
 float f16_to_float(uint16_t bits);
 float exp2_flushed(float x);
+float sqrt_flushed(float x);
 float divide_flushed(float a, float b);
 
 void add_unordered(float* address, float value, Site site);

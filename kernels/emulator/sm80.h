@@ -95,6 +95,7 @@ DEVICE float tanh_accurate(float x) { return ::tanhf(x); }
 DEVICE float sqrt_accurate(float x) { return ::sqrtf(x); }
 DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
 DEVICE float multiply(float a, float b) { return a * b; }
+DEVICE float sqrt_fast(float x) { return emulator::sqrt_flushed(x); }
 DEVICE float divide_fast(float a, float b) { return emulator::divide_flushed(a, b); }
 DEVICE float infinity() { return as_float(0x7f800000u); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a) * b) >> 32); }

@@ -71,7 +71,7 @@ type Function = (&'static str, fn(f64) -> f64, f64, fn(f32) -> bool);
 
 /// `exp2_fast` as the PTX ISA states ex2.approx.ftz: results under 2^-126 are 0. The others as arch/ states them, and half a
 /// unit more for libraries of the host that are not as good.
-const FUNCTIONS: [Function; 6] = [
+const FUNCTIONS: [Function; 7] = [
     ("exp2_fast", |x| x.exp2(), 2.5, |x| x < 128.0 && x.exp2() >= f32::MIN_POSITIVE),
     ("exp_accurate", |x| x.exp(), 2.5, |x| x < 88.7 && x > -87.3),
     ("log2_accurate", |x| x.abs().log2(), 2.5, |x| x.abs() >= f32::MIN_POSITIVE),
@@ -79,6 +79,8 @@ const FUNCTIONS: [Function; 6] = [
     ("sqrt_accurate", |x| x.abs().sqrt(), 1.0, |x| x.abs() >= f32::MIN_POSITIVE),
     // 2 / x, as the PTX ISA states div.approx.ftz.
     ("divide_fast", |x| 2.0 / x, 2.0, |x| (2.0 * f32::MIN_POSITIVE..8e37).contains(&x.abs())),
+    // A relative error of 2^-23, as it states sqrt.approx.ftz.
+    ("sqrt_fast", |x| x.abs().sqrt(), 2.0, |x| x.abs() >= f32::MIN_POSITIVE),
 ];
 
 #[test]
