@@ -1,8 +1,8 @@
 // The fused forward for sm_90a: O, lse, and U or attn where they are wanted. What forward_sm80.cu computes, with the products of
 // warpgroups, and copies by warps that do nothing else.
 //
-// A task is one tile of queries in one head of one sequence. A multiprocessor has one block at a time; where tasks are alike it stays
-// and takes one after the other, where they are not, each has a block (src/cuda/plan/forward.rs). Its first warpgroup serves the others,
+// A task is one tile of queries in one head of one sequence. A multiprocessor has one block at a time; where tasks are alike, or two by
+// two, it stays and takes one after the other, where they are not, each has a block (src/cuda/plan/forward.rs). Its first warpgroup serves the others,
 // the consumers, which own 64 rows each: one of its warps fetches Q and values, one fetches keys, into a ring of four slots; the other two
 // prepare the virtual token meanwhile.
 //
@@ -135,12 +135,20 @@ DEVICE bool is_plain(const Problem& p, const ForwardTask<Keys>& task, i32 tile) 
     return (p.flags & (kTransform | kDropout)) == 0 && !task.tiles.is_masked(p, tile);
 }
 
-// Task `index` of all. Pairs of sequence and head are worked on in groups, whose keys the L2 cache holds; in a group the last tiles go
-// first, which see the most where the mask is causal.
-DEVICE TilePlace place_of(const ForwardParams& params, i32 index) {
-    const i32 size = params.group * params.row_tiles, first = index / size * params.group;
+// What this block takes in a round: behind the last pair if there is nothing left, tile −1 if there is nothing in this round. Pairs of
+// sequence and head are worked on in groups, whose keys the L2 cache holds; in a group the last tiles go first, which see the most where
+// the mask is causal. Folded, a tile is followed by its counterpart from the other end of the sequence, so that under such a mask all
+// blocks have as much to do.
+DEVICE TilePlace place_of(const ForwardParams& params, i32 round) {
+    const bool folded = params.folded != 0;
+    const i32 tiles = folded ? (params.row_tiles + 1) / 2 : params.row_tiles;
+    const i64 at = static_cast<i64>(folded ? round / 2 : round) * params.blocks + static_cast<i32>(block_x());
+    if (at >= static_cast<i64>(tiles) * params.pairs) return {-1, params.pairs};
+    const i32 index = static_cast<i32>(at), size = params.group * tiles, first = index / size * params.group;
     const i32 pairs = minimum(params.group, params.pairs - first), within = index % size;
-    return {params.row_tiles - 1 - within / pairs, first + within % pairs};
+    const i32 early = within / pairs, late = params.row_tiles - 1 - early;
+    // The tile in the middle has no counterpart.
+    return {!folded || round % 2 == 0 ? late : early < late ? early : -1, first + within % pairs};
 }
 
 // Which of `Places` places use `use` is of, and the parity of that place's phase.
@@ -235,15 +243,15 @@ struct Fetcher {
     }
 
     DEVICE void run() {
-        const i32 all = params.row_tiles * params.pairs;
         NO_UNROLL
         for (i32 round = 0;; ++round) {
-            const i64 index = static_cast<i64>(round) * params.blocks + static_cast<i32>(block_x());
-            if (index >= all) break;
+            const TilePlace next = place_of(params, round);
+            if (next.pair >= params.pairs) break;
+            if (next.tile < 0) continue;
             // The task's place is that of the one before the last, which the others are done with when they are with its Q. With one
             // place for Q, the one before's was waited for.
             if (Tile::kQueries == 2 && has_values()) wait_for_query();
-            if (!begin_task<T, Rows, kFetchThreads>(task(), params, place_of(params, static_cast<i32>(index)), thread())) continue;
+            if (!begin_task<T, Rows, kFetchThreads>(task(), params, next, thread())) continue;
             sync_some<kFetchThreads>(kFetchBarrier);
             run_task();
             ++number;

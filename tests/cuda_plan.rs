@@ -2,9 +2,9 @@
 
 #![cfg(any(feature = "cuda", feature = "emulator"))]
 
-use inducer_attention::cuda::kernels::KERNELS;
+use inducer_attention::cuda::kernels::{Abilities, KERNELS};
 use inducer_attention::cuda::{Lists, plan};
-use inducer_attention::{Attention, DType, Error, Lengths, Outputs, TensorMut, TensorRef};
+use inducer_attention::{Attention, DType, Error, Lengths, Outputs, TensorMut, TensorRef, bf16};
 
 /// Memory that begins at a multiple of 16 bytes.
 #[repr(align(16))]
@@ -60,6 +60,32 @@ fn packed_sequences_take_blocks_for_the_longest_and_one_more_for_the_tail() {
     assert_eq!(planned(&attention).unwrap().unwrap().1, tiles * heads * parts);
     attention.lengths = Lengths::Packed { cu_seqlens_q: &[0], cu_seqlens_k: &[0] };
     assert_eq!(planned(&attention).unwrap().unwrap().1, 2);
+}
+
+/// On Hopper's multiprocessors: 8 tiles of queries a head, four twos.
+#[test]
+fn blocks_stay_where_they_have_as_much_to_do() {
+    let planned = |heads: usize, causal: bool, window_left: Option<i64>| {
+        let memory = vec![0u64; heads * 1024 * 8 / 4 + 2];
+        let shape = [1, heads, 1024, 8];
+        let words = bytemuck::cast_slice::<_, bf16>(&memory);
+        let x = TensorRef::new(&words[words.as_ptr().align_offset(16)..], shape).unwrap();
+        let mut attention = Attention::new(x, x, x);
+        attention.config.causal = causal;
+        attention.config.window_left = window_left;
+        let problem = attention.validate().unwrap();
+        let mut o = vec![0u64; heads * 1024 * 8 / 4 + 2];
+        let o = TensorMut::new(bytemuck::cast_slice_mut::<_, bf16>(&mut o), shape).unwrap();
+        let settings = plan::Settings { device: Abilities::HOPPER, ..plan::Settings::default() };
+        let call = problem.forward(Outputs::new(o)).unwrap();
+        let plan = plan::forward(&call, &Lists::of(&problem), &settings).unwrap();
+        (plan.launches().next().unwrap().blocks, plan.params().folded)
+    };
+    assert_eq!(planned(36, false, None), (132, 0), "full: all are alike");
+    assert_eq!(planned(33, true, None), (132, 1), "132 twos for 132 multiprocessors");
+    assert_eq!(planned(32, true, None), (132, 1), "128 twos: few are idle");
+    assert_eq!(planned(36, true, None), (36 * 8, 0), "144 twos: a second turn for twelve");
+    assert_eq!(planned(33, true, Some(300)), (33 * 8, 0), "a window: twos differ");
 }
 
 #[test]

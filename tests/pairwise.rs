@@ -77,3 +77,27 @@ fn emulated_kernels_agree_over_many_tiles() {
         }
     }
 }
+
+/// Blocks that stay on their multiprocessor take tiles of causal sequences by twos: with one tile, with a counterpart for each, and with
+/// one in the middle that has none; more such twos than blocks, also where they do not come out even.
+#[test]
+fn emulated_kernels_agree_where_tiles_are_taken_by_twos() {
+    let mut case = Case {
+        dtype: DType::BF16,
+        parameter_dtype: DType::BF16,
+        head_dim: 64,
+        kv_heads: 3,
+        ..Case::default()
+    };
+    case.config.causal = true;
+    case.inducer = Some(InducerCase::new(KeyCase::Residual { rank: 8 }, ValueCase::Residual { rank: 8 }));
+    for (batch, rows, multiprocessors) in
+        [(1, 300, 2), (2, 200, 2), (1, 520, 1), (2, 260, 3), (17, 130, 4), (2, 40, 4)]
+    {
+        let case = Case { batch, rows, keys: rows, ..case.clone() };
+        let mut backend = Emulated::hopper();
+        backend.settings.device.multiprocessors = multiprocessors;
+        check_on(&backend, &case)
+            .unwrap_or_else(|e| panic!("{multiprocessors} multiprocessors: {e}\n{case:#?}"));
+    }
+}

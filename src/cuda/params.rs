@@ -138,6 +138,8 @@ pub struct ForwardParams {
     pub pairs: i32,
     pub blocks: i32,
     pub group: i32,
+    pub folded: i32,
+    pub padding: i32,
 }
 
 /// Where an adapter's gradients go.

@@ -43,9 +43,14 @@ pub fn forward(call: &Forward<'_, '_, '_>, lists: &Lists, settings: &Settings) -
     if let Some(launch) = &mut launch {
         params.pairs = (launch.blocks / row_tiles as u32) as i32;
         params.group = group(problem, lists).clamp(1, params.pairs as usize) as i32;
-        // Where tiles differ in length, the device deals them out: as fast as a block is done, it starts the next one.
-        if kernel.tier == Tier::Hopper && tiles_are_alike(problem, lists) {
-            launch.blocks = launch.blocks.min(settings.device.multiprocessors.max(1) * kernel.blocks);
+        if kernel.tier == Tier::Hopper {
+            let resident = settings.device.multiprocessors.max(1) * kernel.blocks;
+            params.folded =
+                i32::from(is_folded(problem, lists, row_tiles, params.pairs as usize, resident as usize));
+            // Where tiles differ in length, the device deals them out: as fast as a block is done, it starts the next one.
+            if params.folded != 0 || tiles_are_alike(problem, lists) {
+                launch.blocks = launch.blocks.min(resident);
+            }
         }
         params.blocks = launch.blocks as i32;
     }
@@ -57,6 +62,17 @@ fn tiles_are_alike(problem: &Problem<'_>, lists: &Lists) -> bool {
     let config = &problem.attention().config;
     let masked = config.causal || config.window_left.is_some() || config.window_right.is_some();
     !masked && !lists.has_lengths()
+}
+
+/// Whether blocks take tiles by twos, one from either end of a sequence: under a causal mask these look at as many keys as any other
+/// two. Blocks that stay begin with the next tile while they end one, which a new block cannot; but the device no longer evens out
+/// what is left over. So only where that is little: at most a sixteenth of the time in which blocks have something to do.
+fn is_folded(problem: &Problem<'_>, lists: &Lists, row_tiles: usize, pairs: usize, resident: usize) -> bool {
+    let config = &problem.attention().config;
+    let causal = config.causal && config.window_left.is_none() && !lists.has_lengths();
+    let twos = row_tiles.div_ceil(2) * pairs;
+    let idle = twos.next_multiple_of(resident) - twos;
+    causal && row_tiles > 1 && idle <= twos / 16
 }
 
 /// Pairs of sequence and query head whose keys and values the second-level cache holds.
