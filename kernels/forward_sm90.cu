@@ -16,7 +16,7 @@
 //     task, Q                O is written
 //
 // All of the virtual token that does not ask for lse is done while the consumers are busy with keys: s0 of the rows, and h, which lies
-// where the consumers' registers want it: one pass over Q gives both. Adapters are staged (16 ranks at a time, core/inducer.cuh), and the
+// where the consumers' registers want it: with two stages, one pass over Q gives both. Adapters are staged (16 ranks at a time, core/inducer.cuh), and the
 // value's B is multiplied like values. With more ranks, h and B come chunk by chunk.
 //
 // Tiles that ask for more than a softmax (masked ones; all of them with softcap, ALiBi or dropout) are taken one by one: S, softmax,
@@ -42,6 +42,7 @@
 //
 // Symbols are those of src/lib.rs. NT, OT: blocks of 8 columns of S and of O; `half` and `e` choose within a fragment
 // (core/product.cuh).
+#include "core/atom_adapter.cuh"
 #include "core/atoms.cuh"
 #include "core/forward_task.cuh"
 #include "core/inducer.cuh"
@@ -51,6 +52,7 @@
 namespace inducer {
 
 constexpr int kSlots = 4;
+static_assert(kSlots >= 3, "each of the warps that fetch has one of three uses in a row");
 constexpr int kWarpgroupRows = 64;
 constexpr int kFetchWarps = 2, kTokenWarps = 2;
 constexpr int kFetchThreads = kFetchWarps * 32, kTokenThreads = kTokenWarps * 32;
@@ -89,11 +91,11 @@ struct HopperTile {
     // Two places for Q if there is room: the next task's is there early, and whichever warpgroup is done first goes on with it.
     static constexpr int kQueries = 2 * kQueryBytes + kOtherBytes <= kSharedOfHopper ? 2 : 1;
     static constexpr int kSharedBytes = kQueries * kQueryBytes + kOtherBytes;
-    // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves most of its own.
+    // Registers of a thread: a block is launched with what all threads can have, then the first warpgroup leaves some of its own.
     static constexpr int kServerRegisters = D > 128 ? 88 : 120, kConsumerRegisters = D > 128 ? 208 : 192;
     static_assert(kServerRegisters + kConsumers * kConsumerRegisters <= Warps / 4 * kLaunchRegisters<kThreads>);
     // Fours of an adapter's numbers under way at a time, of each weight and thread: what registers allow.
-    static constexpr int kParametersAtOnce = D > 128 ? 2 : 4;
+    static constexpr int kParametersAtOnce = D > 128 ? 2 : 4, kParametersAtOnce16 = D > 128 ? 2 : 8;
     // Whether consumers take turns at the tensor cores.
     static constexpr bool kTurns = D <= 128;
     static_assert(kThreads == kWarpgroup + kConsumerThreads && kConsumers == 2);
@@ -162,8 +164,12 @@ struct Turn {
 
 // ---- Fetching ------------------------------------------------------------------------------------------------------------
 
-// One of two warps: the first one lays tasks down and fetches Q and V, the other one fetches K. Each has one tile under way at a time, so
-// that it need not tell copies that have arrived from others.
+// One of two warps: the first one lays tasks down and fetches Q and V, the other one fetches K. Each has one tile under way at a time: the
+// fence behind it would wait for later ones as well.
+//
+// A warp passes over the other's turns without waiting. Parity would mislead it if its slot's use of eight turns ago had not been given
+// back yet. It has: of three turns in a row one is this warp's, for which it waited until a later use than that was given back, and
+// slots are given back in their order.
 template <class T, int D, int Rows, int Keys, int Warps>
 struct Fetcher {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
@@ -248,8 +254,9 @@ struct Fetcher {
             const TilePlace next = place_of(params, round);
             if (next.pair >= params.pairs) break;
             if (next.tile < 0) continue;
-            // The task's place is that of the one before the last, which the others are done with when they are with its Q. With one
-            // place for Q, the one before's was waited for.
+            // The task's place is that of the one before the last. Consumers and who makes the token are done with that when they are with
+            // its Q (with one place for Q, the one before's was waited for); the warp that fetches K came to the barrier of the one
+            // before. A round without a task waits for the same once more.
             if (Tile::kQueries == 2 && has_values()) wait_for_query();
             if (!begin_task<T, Rows, kFetchThreads>(task(), params, next, thread())) continue;
             sync_some<kFetchThreads>(kFetchBarrier);
@@ -275,6 +282,13 @@ DEVICE void read_units(float (&unit)[kChunkTiles][4], const f32x4* units) {
     }
 }
 
+DEVICE void write_units(f32x4* units, const float (&unit)[kChunkTiles][4]) {
+    UNROLL
+    for (int nt = 0; nt < kChunkTiles; ++nt) {
+        units[nt * 32 + lane_index_anew()] = {unit[nt][0], unit[nt][1], unit[nt][2], unit[nt][3]};
+    }
+}
+
 // Ranks of the value's adapter, with its bias: what of h and B there is.
 DEVICE i32 value_ranks(const Problem& p) { return ranks_and_bias(p.value); }
 
@@ -282,9 +296,12 @@ template <class T, int D, int Rows, int Keys, int Warps>
 struct TokenMaker {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
 
+    static constexpr int MT = D > 128 ? 1 : 2, kRows = MT * 16;     // at a time
+
     const ForwardParams& params;
     i32 number = 0;         // of the task
-    Turn<1> place;          // for s0, h and the stage
+    Turn<1> place;          // for s0, h and the stages
+    i32 staged_head = -1;
 
     static DEVICE int thread() { return static_cast<int>(thread_index_anew()) - kFetchThreads; }
     // Addresses are computed anew where they are needed.
@@ -303,24 +320,29 @@ struct TokenMaker {
         for (int i = 0; i < 2; ++i) {
             if (!(i == 0 ? key : value)) continue;
             const Adapter& adapter = i == 0 ? problem().key : problem().value;
-            stage_adapter<AtomTile<T, D>, kTokenThreads, Tile::kParametersAtOnce>(i == 0 ? key_stage() : block().stage(), adapter, task().head,
-                                                               i == 0 ? key_rank : value_rank, problem().head_dim, thread());
+            char* to = i == 0 ? key_stage() : block().stage();
+            stage_atoms<T, D, kTokenThreads, Tile::kParametersAtOnce, Tile::kParametersAtOnce16>(
+                to, adapter, task().head, i == 0 ? key_rank : value_rank, problem().head_dim, thread());
         }
         sync_some<kTokenThreads>(kTokenBarrier);
     }
 
     // What follows from a rank and a lane is computed anew for each block of rows: there are no registers to keep it.
     static DEVICE i32 anew(i32 rank) { return rank + static_cast<i32>(zero_anew()); }
-    // a of a lane's columns of a chunk.
+    // a of a lane's columns of a chunk, something where there is no rank: without branches, several loads are under way at a time.
     using Biases = float[kChunkTiles][2];
     DEVICE void read_biases(Biases& bias, const Adapter& adapter, i32 rank) {
+        const i64 first = task().head * adapter.down_bias_head;
         UNROLL
         for (int nt = 0; nt < kChunkTiles; ++nt) {
             UNROLL
-            for (int e = 0; e < 2; ++e) bias[nt][e] = down_bias<T>(adapter, task().head, rank + fragment_column(nt, e));
+            for (int e = 0; e < 2; ++e) {
+                const i32 j = minimum(rank + fragment_column(nt, e), adapter.rank - 1);
+                bias[nt][e] = parameter<T>(adapter.down_bias, first + j, adapter.is_f32);
+            }
         }
     }
-    DEVICE void activate(float (&z)[1][kChunkTiles][4], const Adapter& adapter, i32 rank, const Biases& bias) {
+    DEVICE void activate(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 rank, const Biases& bias) {
         hidden_units<T>(z, adapter, anew(rank), 1.0f, [&](int nt, int e) { return bias[nt][e]; });
     }
 
@@ -330,50 +352,60 @@ struct TokenMaker {
         Biases key_bias, value_bias;
         if (Key) read_biases(key_bias, problem().key, key_rank);
         if (Value) read_biases(value_bias, problem().value, value_rank);
-        // Half of a chunk without ranks, where a bias may lie, needs no product.
+        // Half of a chunk without ranks, where a bias may lie, needs no product for z or h.
         const bool key_upper = key_rank + 8 < problem().key.rank, value_upper = value_rank + 8 < problem().value.rank;
         NO_UNROLL
-        for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) {
-            float z[1][kChunkTiles][4], w[1][kChunkTiles][4], h[1][kChunkTiles][4], dot[1][2] = {};
+        for (i32 row = first_row(); row < task().rows; row += kTokenWarps * kRows) {
+            float z[MT][kChunkTiles][4], w[MT][kChunkTiles][4], h[MT][kChunkTiles][4], dot[MT][2] = {};
             clear(z);
             clear(w);
             clear(h);
             const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
             const auto keys = b_of_atoms<T, D>(key_stage(), 0), values = b_of_atoms<T, D>(block().stage(), 0);
-            // An atom's 64 columns at a time: of all of them, at head_dim 256, addresses would take every register.
-#pragma unroll 4
+            // Of all columns at once, fragments and addresses would take every register.
+#pragma unroll MT == 1 ? 4 : 2
             for (int column = 0; column < D; column += 16) {
-                u32 a[4], b[4];
-                queries.load(a, column);
+                u32 a[MT][4], b[4];
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) queries.load(a[mt], column, mt * 16);
                 if (Key) {
                     keys.load(b, column);
-                    mma(z[0][0], a, b[0], b[1], T{});
-                    if (key_upper) mma(z[0][1], a, b[2], b[3], T{});
+                    multiply_chunk(z, a, b, key_upper);
                     keys.load(b, column, kChunk);
-                    mma(w[0][0], a, b[0], b[1], T{});
-                    mma(w[0][1], a, b[2], b[3], T{});
-                    add_squares(dot[0], a);
+                    multiply_chunk(w, a, b, true);
+                    UNROLL
+                    for (int mt = 0; mt < MT; ++mt) add_squares(dot[mt], a[mt]);
                 }
                 if (Value) {
                     values.load(b, column);
-                    mma(h[0][0], a, b[0], b[1], T{});
-                    if (value_upper) mma(h[0][1], a, b[2], b[3], T{});
+                    multiply_chunk(h, a, b, value_upper);
                 }
             }
             if (Key) {
-                if (key_rank > 0) dot[0][0] = dot[0][1] = 0.0f;     // Q·Q came with the first chunk
-                activate(z, problem().key, key_rank, key_bias);
                 const i32 ranks = ranks_and_bias(problem().key);
+                activate(z, problem().key, key_rank, key_bias);
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) {
+                    if (key_rank > 0) dot[mt][0] = dot[mt][1] = 0.0f;   // Q·Q came with the first chunk
+                }
                 add_products_of_units(dot, z, w, anew(key_rank), ranks);
-                add_to_logits(row, dot[0], key_rank == 0, key_rank + kChunk >= ranks);
+                UNROLL
+                for (int mt = 0; mt < MT; ++mt) add_to_logits(row + mt * 16, dot[mt], key_rank == 0, key_rank + kChunk >= ranks);
             }
             if (Value) {
                 activate(h, problem().value, value_rank, value_bias);
                 UNROLL
-                for (int nt = 0; nt < kChunkTiles; ++nt) {
-                    block().hidden(row / 16)[nt * 32 + lane_index_anew()] = {h[0][nt][0], h[0][nt][1], h[0][nt][2], h[0][nt][3]};
-                }
+                for (int mt = 0; mt < MT; ++mt) write_units(block().hidden(row / 16 + mt), h[mt]);
             }
+        }
+    }
+
+    // c += A·B for two blocks of 8 columns, or only the first one.
+    static DEVICE void multiply_chunk(float (&c)[MT][kChunkTiles][4], const u32 (&a)[MT][4], const u32 (&b)[4], bool upper) {
+        UNROLL
+        for (int mt = 0; mt < MT; ++mt) {
+            mma(c[mt][0], a[mt], b[0], b[1], T{});
+            if (upper) mma(c[mt][1], a[mt], b[2], b[3], T{});
         }
     }
 
@@ -393,7 +425,7 @@ struct TokenMaker {
     // s0 of all rows where the virtual key is the query.
     DEVICE void take_squares() {
         NO_UNROLL
-        for (i32 row = first_row(); row < task().rows; row += kTokenWarps * 16) {
+        for (i32 row = thread() / 32 * 16; row < task().rows; row += kTokenWarps * 16) {
             float dot[2] = {};
             const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
             UNROLL
@@ -423,8 +455,8 @@ struct TokenMaker {
         }
     }
 
-    // A warp takes every second block of 16 rows.
-    static DEVICE i32 first_row() { return thread() / 32 * 16; }
+    // A warp takes every second block of rows.
+    static DEVICE i32 first_row() { return thread() / 32 * kRows; }
     DEVICE void wait() { mbarrier_wait(state().virtual_empty, place.parity() ^ 1); }
 
     // Consumers take s0 and the first chunk of h at once, then the other chunks. The first one comes with the last of the key's, if there
@@ -437,6 +469,9 @@ struct TokenMaker {
         } else if (key_ranks == 0) {
             take_squares();
         }
+        // The head of the task before, whose adapters are one chunk each, is still there.
+        const bool is_staged = Tile::kStages == 2 && key_ranks <= kChunk && ranks <= kChunk && task().head == staged_head;
+        staged_head = task().head;
         // The next chunks.
         i32 key = 0, value = 0;
         NO_UNROLL
@@ -444,7 +479,7 @@ struct TokenMaker {
             const bool has_key = key < key_ranks, is_last = key + kChunk >= key_ranks;
             const bool has_value = value < ranks && is_last && (Tile::kStages == 2 || !has_key);
             if (value > 0) wait();
-            if (has_key || has_value) stage(has_key, key, has_value, value);
+            if ((has_key || has_value) && !is_staged) stage(has_key, key, has_value, value);
             if (has_key && has_value) {
                 take_chunks<true, Tile::kStages == 2>(key, value);
             } else if (has_key) {

@@ -127,8 +127,8 @@ KERNEL(probe_conversions, inducer::ProbeParams, 32, 1, 0) {
     floats[5] = to_float(bf16{static_cast<u16>(brain >> 16)});
 }
 
-// In, per lane: a number. Out: exp2_fast, exp, log2 of its absolute value, tanh, the square root of its absolute value, and what
-// divide_fast makes of 2 and it, and sqrt_fast of its absolute value.
+// In, per lane: a number. Out: exp2_fast, exp, log2 of its absolute value, tanh, the square root of its absolute value, what
+// divide_fast makes of 2 and it, and what sqrt_fast makes of its absolute value.
 KERNEL(probe_functions, inducer::ProbeParams, 32, 1, 0) {
     using namespace inducer;
     float x = input_floats(params)[lane_of_grid()];

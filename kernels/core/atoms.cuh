@@ -66,21 +66,24 @@ DEVICE void load_atoms(char* tile, const T* rows, i64 stride, int begin, int end
     const AtomCopies<D, Threads> own(thread);
     const bool inside = own.chunk * 8 < head_dim;
     const T* from = rows + own.row * stride + own.chunk * 8;
-    const i64 by = stride * own.kStep;
+    const i64 step = stride * own.kStep;
     if (begin <= 0 && end >= Rows) {
+        // A chunk that is not inside is never read.
+        const i64 by = inside ? step : 0;
         if (!inside) from = rows;
 #pragma unroll Unroll
         for (int i = 0; i < Rows; i += own.kStep) {
             copy_async(tile + own.offset(i), from, inside);
-            if (inside) from += by;
+            from += by;
         }
         return;
     }
-    NO_UNROLL
+    // Few at a time: registers.
+#pragma unroll 2
     for (int i = 0; i < Rows; i += own.kStep) {
         const bool valid = inside && own.row + i >= begin && own.row + i < end;
         copy_async(tile + own.offset(i), valid ? from : rows, valid);
-        from += by;
+        from += step;
     }
 }
 

@@ -61,7 +61,7 @@ struct ParametersOneByOne {
 };
 
 // stage_adapter for parameters that are read as `Parameters` says, `AtOnce` fours of each weight before the first is needed. Blocks
-// wait for it, most of them once; the code is short, as it is fetched for that one time.
+// wait for it once, most of them: the code is short, as it is fetched for that one time.
 template <class Tile, class Parameters, int Threads, int AtOnce>
 DEVICE void stage_adapter_of(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim, int thread) {
     constexpr int D = Tile::kColumns;
@@ -165,8 +165,8 @@ DEVICE float down_bias(const Adapter& adapter, i32 head, i32 j) {
     return j < adapter.rank ? parameter<T>(adapter.down_bias, head * adapter.down_bias_head + j, adapter.is_f32) : 0.0f;
 }
 
-// From z = Q A to the hidden units act(z + a) of ranks `rank` on; `bias_unit` behind the last rank, then 0. `bias(nt, e)` is a of a lane's
-// column e (0 or 1) of block nt.
+// From z = Q A to the hidden units act(z + a) of ranks `rank` on; `bias_unit` behind the last rank, then 0. `bias_of(nt, e)` is a of a lane's
+// column e (0 or 1) of block nt, anything where there is no such rank.
 template <class T, int MT, class Bias>
 DEVICE void hidden_units(float (&z)[MT][kChunkTiles][4], const Adapter& adapter, i32 rank, float bias_unit, Bias bias_of) {
     // What is the same in all lanes is jumped over, often half of a chunk; what is not is computed for nothing.
