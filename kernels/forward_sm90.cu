@@ -137,20 +137,18 @@ DEVICE bool is_plain(const Problem& p, const ForwardTask<Keys>& task, i32 tile) 
     return (p.flags & (kTransform | kDropout)) == 0 && !task.tiles.is_masked(p, tile);
 }
 
-// What this block takes in a round: behind the last pair if there is nothing left, tile −1 if there is nothing in this round. Pairs of
-// sequence and head are worked on in groups, whose keys the L2 cache holds; in a group the last tiles go first, which see the most where
+// What this block takes in a round, behind the last pair if there is nothing left. Pairs of sequence and head are worked on in groups, whose keys the L2 cache holds; in a group the last tiles go first, which see the most where
 // the mask is causal. Folded, a tile is followed by its counterpart from the other end of the sequence, so that under such a mask all
 // blocks have as much to do.
 DEVICE TilePlace place_of(const ForwardParams& params, i32 round) {
     const bool folded = params.folded != 0;
-    const i32 tiles = folded ? (params.row_tiles + 1) / 2 : params.row_tiles;
+    const i32 tiles = folded ? params.row_tiles / 2 : params.row_tiles;
     const i64 at = static_cast<i64>(folded ? round / 2 : round) * params.blocks + static_cast<i32>(block_x());
-    if (at >= static_cast<i64>(tiles) * params.pairs) return {-1, params.pairs};
+    if (at >= static_cast<i64>(tiles) * params.pairs) return {0, params.pairs};
     const i32 index = static_cast<i32>(at), size = params.group * tiles, first = index / size * params.group;
     const i32 pairs = minimum(params.group, params.pairs - first), within = index % size;
-    const i32 early = within / pairs, late = params.row_tiles - 1 - early;
-    // The tile in the middle has no counterpart.
-    return {!folded || round % 2 == 0 ? late : early < late ? early : -1, first + within % pairs};
+    const i32 early = within / pairs;
+    return {folded && round % 2 == 1 ? early : params.row_tiles - 1 - early, first + within % pairs};
 }
 
 // Which of `Places` places use `use` is of, and the parity of that place's phase.
@@ -253,7 +251,6 @@ struct Fetcher {
         for (i32 round = 0;; ++round) {
             const TilePlace next = place_of(params, round);
             if (next.pair >= params.pairs) break;
-            if (next.tile < 0) continue;
             // The task's place is that of the one before the last. Consumers and who makes the token are done with that when they are with
             // its Q (with one place for Q, the one before's was waited for); the warp that fetches K came to the barrier of the one
             // before. A round without a task waits for the same once more.
@@ -297,6 +294,7 @@ struct TokenMaker {
     using Tile = HopperTile<T, D, Rows, Keys, Warps>;
 
     static constexpr int MT = D > 128 ? 1 : 2, kRows = MT * 16;     // at a time
+    static constexpr int kSteps = D > 128 ? 4 : 2;                  // of 16 columns, likewise
 
     const ForwardParams& params;
     i32 number = 0;         // of the task
@@ -329,7 +327,7 @@ struct TokenMaker {
 
     // What follows from a rank and a lane is computed anew for each block of rows: there are no registers to keep it.
     static DEVICE i32 anew(i32 rank) { return rank + static_cast<i32>(zero_anew()); }
-    // a of a lane's columns of a chunk, something where there is no rank: without branches, several loads are under way at a time.
+    // a of a lane's columns of a chunk, something where there is no rank (but there is one): without branches, several loads are under way at a time.
     using Biases = float[kChunkTiles][2];
     DEVICE void read_biases(Biases& bias, const Adapter& adapter, i32 rank) {
         const i64 first = task().head * adapter.down_bias_head;
@@ -363,7 +361,7 @@ struct TokenMaker {
             const auto queries = a_of_atoms<T, D>(block().q_tile(number), row);
             const auto keys = b_of_atoms<T, D>(key_stage(), 0), values = b_of_atoms<T, D>(block().stage(), 0);
             // Of all columns at once, fragments and addresses would take every register.
-#pragma unroll MT == 1 ? 4 : 2
+#pragma unroll kSteps
             for (int column = 0; column < D; column += 16) {
                 u32 a[MT][4], b[4];
                 UNROLL
@@ -469,7 +467,7 @@ struct TokenMaker {
         } else if (key_ranks == 0) {
             take_squares();
         }
-        // The head of the task before, whose adapters are one chunk each, is still there.
+        // Where each adapter is one chunk, those of the task before are still staged.
         const bool is_staged = Tile::kStages == 2 && key_ranks <= kChunk && ranks <= kChunk && task().head == staged_head;
         staged_head = task().head;
         // The next chunks.

@@ -93,7 +93,7 @@ struct ForwardParams {
     int32_t pairs;          // of sequence and head: row_tiles · pairs tiles in all
     int32_t blocks;         // of the grid
     int32_t group;          // pairs whose keys are worked on at a time, where blocks take several tiles
-    int32_t folded;         // where they do: 1, blocks take tiles by twos, one from either end of a sequence
+    int32_t folded;         // where they do: 1, blocks take tiles by twos, one from either end of a sequence; row_tiles is even
     int32_t padding;
 };
 

@@ -57,7 +57,7 @@ fn launch_structs_are_laid_out_as_in_the_header() {
     layout!(Strided: stride);
     layout!(Adapter: down_weight, down_bias, up_weight, up_bias, down_weight_head, down_weight_row, down_bias_head, up_weight_head, up_weight_row, up_bias_head, rank, identity, is_f32);
     layout!(Problem: q, k, v, prefix_k, prefix_v, key, value, logit, logit_stride, query_lengths, key_lengths, key_starts, cu_seqlens_q, cu_seqlens_k, positions, alibi_slopes, alibi_sequence_stride, sequences, query_heads, kv_heads, rows, keys, head_dim, prefix_len, window_left, window_right, flags, key_kind, value_kind, scale, softcap, dropout_threshold, dropout_scale, dropout_key);
-    layout!(ForwardParams: problem, o, u, attn, lse, row_tiles, pairs, blocks, group);
+    layout!(ForwardParams: problem, o, u, attn, lse, row_tiles, pairs, blocks, group, folded);
     layout!(AdapterGradients: down_weight, down_bias, up_weight, up_bias);
     layout!(BackwardParams: problem, saved, d_o, d_u, lse, d_lse, d_q, d_k, d_v, d_prefix_k, d_prefix_v, d_key, d_value, d_logit, d_q_sum, row_factor, row_constant, partials, turns, ticket, row_tiles, prepare_tiles, chunks, key_tiles, prefix_tiles, partial_size, finish_blocks, gradient_blocks, sequence_blocks);
 }

@@ -1,7 +1,7 @@
 // Adapters, staged as inducer.cuh says, by two warps that do little else: a stage of atoms.
 //
 // What stage_adapter does, with fewer instructions and more registers: a thread's places are constants away from its first one, and
-// parameters of the tensors' type stay in pairs from memory to memory.
+// parameters of the tensors' type are not converted.
 #pragma once
 
 #include "atoms.cuh"
@@ -23,7 +23,8 @@ struct alignas(8) Parameters<S, 2> {
     DEVICE S at(int i) const { return S{static_cast<u16>(pairs[i / 2] >> (i % 2 * 16))}; }
 };
 
-// From element `index` on, of which `count` exist (any number; the others are 0): at once, or one by one.
+// From element `index` on, of which `count` exist (any number, the others are 0): at once, where all four exist or
+// none, or one by one.
 template <class S>
 DEVICE Parameters<S> parameters_at_once(const void* data, i64 index, int count) {
     Parameters<S> x{};

@@ -102,8 +102,8 @@ DEVICE bool own_atoms_not_finite(const char* tile, int thread) {
 }
 
 // Where a lane reads fragments for the products of single warps (load_a and load_b of core/product.cuh): its row's first chunk or its
-// second one, computed once; columns `column` to `column + 15` of `rows` rows further down, multiples of 16 and of 8 that the compiler
-// knows, are an exclusive or away.
+// second one, computed once; columns `column` to `column + 15` of `rows` rows further down, multiples of 16 and of 8, are an
+// exclusive or away.
 template <class T, int D>
 struct AtomFragments {
     const char* row;

@@ -122,9 +122,8 @@ DEVICE bool in_fours(const Adapter& adapter) {
 DEVICE i32 ranks_and_bias(const Adapter& adapter) { return adapter.rank + (adapter.up_bias != nullptr ? 1 : 0); }
 
 // Copies ranks `rank` to `rank + kChunk - 1` of an adapter into a stage; what does not exist becomes 0. `Threads` threads take part,
-// `thread` is one's number; a barrier of theirs must follow. `AtOnce`: as many as there are registers for, of f32; of 16 bits,
-// `AtOnce16`.
-template <class Tile, int Threads, int AtOnce, int AtOnce16 = AtOnce>
+// `thread` is one's number; a barrier of theirs must follow. `AtOnce`: as many as there are registers for.
+template <class Tile, int Threads, int AtOnce>
 DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim, int thread) {
     using T = typename Tile::T;
     if (adapter.is_f32 && in_fours<float>(adapter)) {
@@ -133,7 +132,7 @@ DEVICE void stage_adapter(char* stage, const Adapter& adapter, i32 head, i32 ran
     }
     if constexpr (sizeof(T) == 2) {
         if (!adapter.is_f32 && in_fours<T>(adapter)) {
-            stage_adapter_of<Tile, ParametersInFours<T>, Threads, AtOnce16>(stage, adapter, head, rank, head_dim, thread);
+            stage_adapter_of<Tile, ParametersInFours<T>, Threads, AtOnce>(stage, adapter, head, rank, head_dim, thread);
             return;
         }
     }

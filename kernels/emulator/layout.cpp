@@ -32,7 +32,7 @@ const Entry kEntries[] = {
     FIELD(Problem, dropout_scale), FIELD(Problem, dropout_key),
     FIELD(ForwardParams, problem), FIELD(ForwardParams, o), FIELD(ForwardParams, u), FIELD(ForwardParams, attn),
     FIELD(ForwardParams, lse), FIELD(ForwardParams, row_tiles),
-    FIELD(ForwardParams, pairs), FIELD(ForwardParams, blocks), FIELD(ForwardParams, group),
+    FIELD(ForwardParams, pairs), FIELD(ForwardParams, blocks), FIELD(ForwardParams, group), FIELD(ForwardParams, folded),
     FIELD(AdapterGradients, down_weight), FIELD(AdapterGradients, down_bias), FIELD(AdapterGradients, up_weight),
     FIELD(AdapterGradients, up_bias),
     FIELD(BackwardParams, problem), FIELD(BackwardParams, saved), FIELD(BackwardParams, d_o), FIELD(BackwardParams, d_u),

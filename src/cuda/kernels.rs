@@ -122,10 +122,11 @@ impl Kernel {
         let row = self.head_dim * size;
         match self.pass {
             Pass::Forward => {
-                // Four tiles of K or V; a stage of 32 rows; h and s0; a part of O; sums of rows, four lanes each; tasks and
-                // barriers; Q, twice if there is room.
-                let part = if self.head_dim > 128 { 32 } else { 64 };
-                let token = 32 * row + self.rows * 16 * 4 + self.rows * 4;
+                // Four tiles of K or V; a stage of 32 rows, or two; h and s0; a part of O; sums of rows, four lanes each; tasks
+                // and barriers; Q, twice if there is room.
+                let part = if self.head_dim > 64 { 32 } else { 64 };
+                let stages = if self.head_dim > 128 { 1 } else { 2 };
+                let token = stages * 32 * row + self.rows * 16 * 4 + self.rows * 4;
                 let others = 4 * self.keys * row + token + self.rows * part * size + 4 * 4 * self.rows + 512;
                 let query = self.rows * row;
                 others + if 2 * query + others <= HOPPER_SHARED { 2 * query } else { query }

@@ -1,4 +1,4 @@
-//! The forward's plan: one launch, a block for every tile of queries in every head.
+//! The forward's plan: one launch, a block for every tile of queries in every head, or blocks that take one tile after the other.
 
 use super::{ForwardPlan, Plan, Settings, find, launch};
 use crate::attention::Problem;
@@ -47,7 +47,7 @@ pub fn forward(call: &Forward<'_, '_, '_>, lists: &Lists, settings: &Settings) -
             let resident = settings.device.multiprocessors.max(1) * kernel.blocks;
             params.folded =
                 i32::from(is_folded(problem, lists, row_tiles, params.pairs as usize, resident as usize));
-            // Where tiles differ in length, the device deals them out: as fast as a block is done, it starts the next one.
+            // Elsewhere the device deals tiles out: as fast as a block is done, it starts the next one.
             if params.folded != 0 || tiles_are_alike(problem, lists) {
                 launch.blocks = launch.blocks.min(resident);
             }
@@ -64,15 +64,16 @@ fn tiles_are_alike(problem: &Problem<'_>, lists: &Lists) -> bool {
     !masked && !lists.has_lengths()
 }
 
-/// Whether blocks take tiles by twos, one from either end of a sequence: under a causal mask these look at as many keys as any other
-/// two. Blocks that stay begin with the next tile while they end one, which a new block cannot; but the device no longer evens out
-/// what is left over. So only where that is little: at most a sixteenth of the time in which blocks have something to do.
+/// Whether blocks take tiles by twos, one from either end of a sequence: under a causal mask these look at about as many keys as any
+/// other two. Blocks that stay begin with the next tile while they end one, which a new block cannot; but the device no longer evens
+/// out what is left over. So only where all tiles have a counterpart, and few blocks have one turn less than the others: at most a
+/// sixteenth of all turns is missing.
 fn is_folded(problem: &Problem<'_>, lists: &Lists, row_tiles: usize, pairs: usize, resident: usize) -> bool {
     let config = &problem.attention().config;
     let causal = config.causal && config.window_left.is_none() && !lists.has_lengths();
-    let twos = row_tiles.div_ceil(2) * pairs;
-    let idle = twos.next_multiple_of(resident) - twos;
-    causal && row_tiles > 1 && idle <= twos / 16
+    let twos = row_tiles / 2 * pairs;
+    let missing = twos.next_multiple_of(resident) - twos;
+    causal && row_tiles % 2 == 0 && missing <= twos / 16
 }
 
 /// Pairs of sequence and query head whose keys and values the second-level cache holds.
