@@ -73,7 +73,7 @@ fn is_folded(problem: &Problem<'_>, lists: &Lists, row_tiles: usize, pairs: usiz
     let causal = config.causal && config.window_left.is_none() && !lists.has_lengths();
     let twos = row_tiles / 2 * pairs;
     let missing = twos.next_multiple_of(resident) - twos;
-    causal && row_tiles % 2 == 0 && missing <= twos / 16
+    causal && row_tiles.is_multiple_of(2) && missing <= twos / 16
 }
 
 /// Pairs of sequence and query head whose keys and values the second-level cache holds.
