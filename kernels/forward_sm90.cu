@@ -327,7 +327,8 @@ struct TokenMaker {
 
     // What follows from a rank and a lane is computed anew for each block of rows: there are no registers to keep it.
     static DEVICE i32 anew(i32 rank) { return rank + static_cast<i32>(zero_anew()); }
-    // a of a lane's columns of a chunk, something where there is no rank (but there is one): without branches, several loads are under way at a time.
+    // a of a lane's columns of a chunk, of an adapter that has a rank; something where there is none. Without branches, several loads are
+    // under way at a time.
     using Biases = float[kChunkTiles][2];
     DEVICE void read_biases(Biases& bias, const Adapter& adapter, i32 rank) {
         const i64 first = task().head * adapter.down_bias_head;

@@ -9,55 +9,36 @@
 
 namespace inducer {
 
-// Four parameters of type S, neighbours in memory and as registers have them.
-template <class S, int Bytes = sizeof(S)>
-struct alignas(16) Parameters {
-    S x[4];
-
-    DEVICE S at(int i) const { return x[i]; }
+// Four 16-bit parameters that are neighbours, as registers have them.
+template <class T>
+struct alignas(8) Pairs {
+    u32 x[2];
 };
-template <class S>
-struct alignas(8) Parameters<S, 2> {
-    u32 pairs[2];
-
-    DEVICE S at(int i) const { return S{static_cast<u16>(pairs[i / 2] >> (i % 2 * 16))}; }
-};
-
-// From element `index` on, of which `count` exist (any number, the others are 0): at once, where all four exist or
-// none, or one by one.
-template <class S>
-DEVICE Parameters<S> parameters_at_once(const void* data, i64 index, int count) {
-    Parameters<S> x{};
-    if (count > 0) x = *reinterpret_cast<const Parameters<S>*>(static_cast<const S*>(data) + index);
+// From element `index` on; all four exist, or none (`count` is not positive), which is 0.
+template <class T>
+DEVICE Pairs<T> read_pairs(const void* data, i64 index, int count) {
+    Pairs<T> x{};
+    if (count > 0) x = *reinterpret_cast<const Pairs<T>*>(static_cast<const T*>(data) + index);
     return x;
+}
+
+// Into a stage: the `k`-th of four, and all four, at a multiple of 4.
+template <class T>
+DEVICE void store_parameter(T* to, const Four<float>& x, int k) {
+    store_element(to, x.x[k]);
 }
 template <class T>
-DEVICE Parameters<float> parameters_one_by_one(const void* data, i64 index, int count, bool is_f32) {
-    Parameters<float> x{};
-    UNROLL
-    for (int i = 0; i < 4; ++i) {
-        if (i < count) x.x[i] = parameter<T>(data, index + i, is_f32);
-    }
-    return x;
+DEVICE void store_parameter(T* to, const Pairs<T>& x, int k) {
+    *to = T{static_cast<u16>(x.x[k / 2] >> (k % 2 * 16))};
 }
-
-// Into a stage, from their type, which is T or f32; four at a multiple of 4.
-template <class T, class S>
-DEVICE void store_parameter(T* to, S x) {
-    if constexpr (sizeof(S) == sizeof(T)) {
-        *to = x;
-    } else {
-        store_element(to, x);
-    }
+template <class T>
+DEVICE void store_parameters(T* to, const Four<float>& x) {
+    store_pair(to, x.x[0], x.x[1]);
+    store_pair(to + 2, x.x[2], x.x[3]);
 }
-template <class T, class S>
-DEVICE void store_parameters(T* to, const Parameters<S>& x) {
-    if constexpr (sizeof(S) == sizeof(T)) {
-        *reinterpret_cast<Parameters<T>*>(to) = x;
-    } else {
-        store_pair(to, x.x[0], x.x[1]);
-        store_pair(to + 2, x.x[2], x.x[3]);
-    }
+template <class T>
+DEVICE void store_parameters(T* to, const Pairs<T>& x) {
+    *reinterpret_cast<Pairs<T>*>(to) = x;
 }
 
 // How threads share out rows of `Columns`: thread t takes t, t + Threads, …, counted along the rows, in batches. `i` counts within a
@@ -115,7 +96,7 @@ DEVICE void stage_atoms_by(char* stage, const Adapter& adapter, i32 head, i32 ra
         for (int i = 0; i < batch; ++i) {
             const int column = Down::column(thread, first, i), j = Down::row(thread, first, i) * 4;
             UNROLL
-            for (int k = 0; k < 4; ++k) store_parameter(Tile::element(stage, j + k, column), a[i].at(k));
+            for (int k = 0; k < 4; ++k) store_parameter(Tile::element(stage, j + k, column), a[i], k);
         }
         if (!has_up) continue;
         UNROLL
@@ -131,16 +112,16 @@ template <class T, int D, int Threads, int AtOnce, int AtOnce16>
 DEVICE void stage_atoms(char* stage, const Adapter& adapter, i32 head, i32 rank, i32 head_dim, int thread) {
     if (adapter.is_f32 && in_fours<float>(adapter)) {
         stage_atoms_by<T, D, Threads, AtOnce>(stage, adapter, head, rank, head_dim, thread, [](const void* data, i64 index, int count) {
-            return parameters_at_once<float>(data, index, count);
+            return ParametersInFours<float>(data, true).four(index, count);
         });
     } else if (!adapter.is_f32 && in_fours<T>(adapter)) {
         stage_atoms_by<T, D, Threads, AtOnce16>(stage, adapter, head, rank, head_dim, thread, [](const void* data, i64 index, int count) {
-            return parameters_at_once<T>(data, index, count);
+            return read_pairs<T>(data, index, count);
         });
     } else {
         const bool is_f32 = adapter.is_f32;
         stage_atoms_by<T, D, Threads, 1>(stage, adapter, head, rank, head_dim, thread, [=](const void* data, i64 index, int count) {
-            return parameters_one_by_one<T>(data, index, count, is_f32);
+            return ParametersOneByOne<T>(data, is_f32).four(index, count);
         });
     }
 }
